@@ -1,0 +1,133 @@
+"""Augmentation: one description, two engines.
+
+``Augment`` says what happens to a training image: padding and a random crop, a horizontal flip, one Cutout hole, in
+this order. ``Augment.batch`` does it to a whole batch with a few tensor operations on the device;
+``Augment.albumentations`` is the same as a pipeline for single images, and the reference that the first is tested
+against: the same drawn parameters give the same pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random parameters of n images, as int64 tensors (n,): crop offset, flip (0 or 1), corner of the hole."""
+
+    top: torch.Tensor
+    left: torch.Tensor
+    flip: torch.Tensor
+    hole_top: torch.Tensor
+    hole_left: torch.Tensor
+
+    def __getitem__(self, index) -> Draws:
+        return Draws(*(value[index] for value in vars(self).values()))
+
+    def to(self, device) -> Draws:
+        return Draws(*(value.to(device, non_blocking=True) for value in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Pad and crop, flip, Cutout; any of them can be switched off.
+
+    padding: pixels added on each side (mirrored at the edge, the edge itself not repeated) before a crop of the
+        original size; 0 for none.
+    flip: mirror left and right with probability 1/2.
+    cutout: side of one square hole, wholly inside the crop and equally likely everywhere there, filled with the mean
+        colour; 0 for none. Source: T. DeVries, G. W. Taylor, arXiv:1708.04552.
+    """
+
+    padding: int = 4
+    flip: bool = True
+    cutout: int = 8
+
+    def __post_init__(self) -> None:
+        if self.padding < 0:
+            raise InputError(f"padding is {self.padding}; it has to be 0 or more pixels")
+        if self.cutout < 0:
+            raise InputError(f"cutout is {self.cutout}; it has to be 0 or more pixels")
+
+    def check(self, height: int, width: int) -> None:
+        """Raises InputError unless images of this size can be padded and cut like this."""
+        side = min(height, width)
+        if self.padding >= side:
+            raise InputError(f"padding is {self.padding}; it has to be below the images' side, {side} pixels")
+        if self.cutout > side:
+            raise InputError(f"cutout is {self.cutout}; it has to fit into the images' side, {side} pixels")
+
+    def draw(self, n: int, height: int, width: int, generator: torch.Generator) -> Draws:
+        """Parameters for ``n`` images of ``height`` x ``width`` pixels."""
+
+        def uniform(high: int) -> torch.Tensor:  # 0 .. high, both included
+            return torch.randint(high + 1, (n,), generator=generator)
+
+        return Draws(
+            top=uniform(2 * self.padding),
+            left=uniform(2 * self.padding),
+            flip=uniform(int(self.flip)),
+            hole_top=uniform(height - self.cutout),
+            hole_left=uniform(width - self.cutout),
+        )
+
+    def batch(self, images, index: torch.Tensor, draws: Draws) -> torch.Tensor:
+        """The images at ``index``, augmented and normalised: float32 (len(index), 3, h, w), channels last.
+
+        ``images`` is an ``Images`` whose pixels, like ``index`` and ``draws``, are on the device where it happens.
+        """
+        pixels = images.pixels
+        _, height, width, _ = pixels.shape
+        y, x = torch.arange(height, device=pixels.device), torch.arange(width, device=pixels.device)
+        # Position in the source of every output row and column: flip, then crop, then the mirror of the padding.
+        rows = _mirror(y + draws.top[:, None] - self.padding, height)
+        columns = torch.where(draws.flip[:, None] == 1, width - 1 - x, x) + draws.left[:, None] - self.padding
+        columns = _mirror(columns, width)
+        # One gather does all three. Flat positions: a single index is far faster than three broadcast ones.
+        position = (index[:, None] * height + rows)[:, :, None] * width + columns[:, None, :]
+        out = pixels.view(-1, 3).index_select(0, position.view(-1)).view(len(index), height, width, 3)
+        out = normalize(out, images.mean, images.std)
+        if self.cutout:
+            in_rows = _between(y, draws.hole_top, self.cutout)
+            in_columns = _between(x, draws.hole_left, self.cutout)
+            # Zero is the mean colour, because the pixels are normalised already.
+            out.masked_fill_((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0)
+        return out
+
+    def albumentations(self, mean, std, height: int, width: int):
+        """The same as an ``albumentations.Compose`` for single images: uint8 (h, w, 3) -> float32 tensor (3, h, w)."""
+        import albumentations as A
+        import cv2
+        from albumentations.pytorch import ToTensorV2
+
+        steps = []
+        if self.padding:
+            steps += [A.Pad(self.padding, border_mode=cv2.BORDER_REFLECT_101), A.RandomCrop(height, width)]
+        if self.flip:
+            steps.append(A.HorizontalFlip(p=0.5))
+        steps.append(A.Normalize(mean, std))
+        if self.cutout:
+            side = (self.cutout, self.cutout)
+            steps.append(A.CoarseDropout((1, 1), hole_height_range=side, hole_width_range=side, fill=0, p=1))
+        return A.Compose([*steps, ToTensorV2()])
+
+
+def normalize(pixels: torch.Tensor, mean, std) -> torch.Tensor:
+    """uint8 (n, h, w, 3) -> float32 (n, 3, h, w) in channels_last memory: (pixels / 255 - mean) / std."""
+    scale = 1 / (255 * torch.tensor(std, device=pixels.device))
+    shift = -torch.tensor(mean, device=pixels.device) / torch.tensor(std, device=pixels.device)
+    return torch.addcmul(shift, pixels.float(), scale).permute(0, 3, 1, 2)
+
+
+def _mirror(position: torch.Tensor, size: int) -> torch.Tensor:
+    """Positions outside 0 .. size-1 mirrored at the edge: -1 -> 1, size -> size - 2."""
+    last = size - 1
+    return last - (last - position.abs()).abs()
+
+
+def _between(position: torch.Tensor, start: torch.Tensor, length: int) -> torch.Tensor:
+    return (position >= start[:, None]) & (position < start[:, None] + length)

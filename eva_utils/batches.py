@@ -1,0 +1,148 @@
+"""Training batches: two loaders behind one protocol.
+
+``len(loader)`` is the number of steps in an epoch, ``loader.epoch(k)`` iterates over epoch k (0, 1, ...) and gives
+(x, y) on the device: float32 (b, 3, h, w) in channels_last memory and int64 (b,). What comes is a function of
+(seed, epoch) and of nothing else: epoch 7 is the same whether or not epoch 6 ran before it, so a resumed run sees what
+an undisturbed one sees. Every image comes once an epoch; the last batch is smaller if the batch size does not
+divide their number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from .augment import Augment, normalize
+from .errors import InputError
+from .images import Images
+
+
+def seed_for(*numbers: int) -> int:
+    """One 63-bit seed from several numbers (seed, epoch, ...), without the collisions of adding them up."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def to_device(images: Images, device) -> Images:
+    """The same images with pixels and labels on ``device``."""
+    return dataclasses.replace(images, pixels=images.pixels.to(device), labels=images.labels.to(device))
+
+
+def loader(
+    images: Images,
+    augment=None,
+    batch_size: int = 512,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    engine: str = "batch",
+    workers: int = 2,
+):
+    """The loader for ``engine``: "batch" (on the device) or "albumentations" (image by image, in worker processes).
+
+    ``augment`` is an ``Augment``, None for plain normalised images, or an albumentations pipeline of your own that ends
+    in a float tensor (3, h, w), which always uses the second engine.
+    Raises ``InputError`` if the batch is larger than the data.
+    """
+    if not 1 <= batch_size <= len(images):
+        raise InputError(f"batch_size is {batch_size}; it has to be between 1 and the {len(images):,} training images")
+    if engine not in ("batch", "albumentations"):
+        raise InputError(f"engine is {engine!r}; it has to be 'batch' or 'albumentations'")
+    if workers < 0:
+        raise InputError(f"workers is {workers}; it has to be 0 or more")
+    size = tuple(images.pixels.shape[1:3])
+    if augment is None:
+        augment = Augment(padding=0, flip=False, cutout=0)
+    if isinstance(augment, Augment):
+        augment.check(*size)
+        if engine == "batch":
+            return DeviceLoader(images, augment, batch_size, seed, device)
+        augment = augment.albumentations(images.mean, images.std, *size)
+    return WorkerLoader(images, augment, batch_size, seed, device, workers)
+
+
+class _Loader:
+    def __init__(self, images: Images, batch_size: int, seed: int, device) -> None:
+        self.images, self.batch_size, self.seed, self.device = images, batch_size, seed, torch.device(device)
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.batch_size)
+
+    def _generator(self, epoch: int) -> torch.Generator:
+        # Always a CPU generator, so that every device sees the same order, crops, flips and holes.
+        return torch.Generator().manual_seed(seed_for(self.seed, epoch))
+
+
+class DeviceLoader(_Loader):
+    """Whole batches, made on the device where the data set lives as uint8."""
+
+    def __init__(self, images: Images, augment: Augment, batch_size: int, seed: int, device) -> None:
+        super().__init__(to_device(images, device), batch_size, seed, device)
+        self.augment = augment
+
+    def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        generator = self._generator(epoch)
+        n, height, width, _ = self.images.pixels.shape
+        order = torch.randperm(n, generator=generator).to(self.device)
+        draws = self.augment.draw(n, height, width, generator).to(self.device)
+        for start in range(0, n, self.batch_size):
+            part = slice(start, start + self.batch_size)
+            index = order[part]
+            yield self.augment.batch(self.images, index, draws[part]), self.images.labels[index]
+
+
+class WorkerLoader(_Loader):
+    """Image by image through an albumentations pipeline, in ``workers`` processes (0: in this one)."""
+
+    def __init__(self, images: Images, transform, batch_size: int, seed: int, device, workers: int) -> None:
+        super().__init__(images, batch_size, seed, device)
+        self.transform, self.workers = transform, workers
+
+    def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        order = torch.randperm(len(self.images), generator=self._generator(epoch))
+        dataset = _WholeBatches(self, order, epoch)
+        batches = torch.utils.data.DataLoader(
+            dataset,
+            batch_size=None,  # an item is a batch already
+            num_workers=self.workers,
+            worker_init_fn=_one_thread if self.workers else None,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator().manual_seed(0),  # else each epoch would draw a number from the global RNG
+        )
+        for x, y in batches:
+            x = x.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+            yield x, y.to(self.device, non_blocking=True)
+
+
+class _WholeBatches(torch.utils.data.Dataset):
+    """Item i is the whole batch i: its seed can then be a function of (seed, epoch, i), whichever worker makes it."""
+
+    def __init__(self, loader: WorkerLoader, order: torch.Tensor, epoch: int) -> None:
+        self.images, self.transform, self.batch_size = loader.images, loader.transform, loader.batch_size
+        self.order, self.seed = order, (loader.seed, epoch)
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.batch_size)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        index = self.order[i * self.batch_size : (i + 1) * self.batch_size]
+        self.transform.set_random_seed(seed_for(*self.seed, i) % 2**32)
+        pixels = self.images.pixels.numpy()
+        x = torch.stack([self.transform(image=pixels[k])["image"] for k in index.tolist()])
+        return x, self.images.labels[index]
+
+
+def _one_thread(worker: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(0)  # the workers are the parallelism; threads within each would only get in their way
+
+
+def plain_batches(images: Images, batch_size: int, device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(x, y) of all images in order, normalised and nothing else: for evaluation."""
+    for start in range(0, len(images), batch_size):
+        part = slice(start, start + batch_size)
+        x = normalize(images.pixels[part].to(device), images.mean, images.std)
+        yield x, images.labels[part].to(device)

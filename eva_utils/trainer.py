@@ -1,0 +1,203 @@
+"""The training loop itself: the state between two epochs, and how an epoch changes it. ``train.fit`` is its door."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.std import tqdm
+
+from . import __version__, checkpoint
+from .batches import seed_for
+from .errors import InputError
+from .evaluation import evaluate
+from .images import Images
+from .precision import autocast, describe
+
+EMA_EVERY = 5  # steps between two updates of the average: as good as every step, at a fifth of the cost
+HEADER = "epoch    rate   train loss  acc %   test loss  acc %  EMA acc %   images/s  remaining"
+
+
+class Trainer:
+    """Model, average, optimizer and records. ``settings`` says what they depend on, in plain numbers and strings."""
+
+    def __init__(self, model: nn.Module, batches, schedule, settings: dict, precision: str) -> None:
+        self.batches, self.schedule, self.settings, self.precision = batches, schedule, settings, precision
+        self.device = batches.device
+        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.epochs = int(schedule.epochs)
+        decay = math.exp(-EMA_EVERY / (settings["ema"] * self.epochs * len(batches)))
+        self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            lr=schedule(0.0),
+            momentum=settings["momentum"],
+            nesterov=settings["momentum"] > 0,
+            weight_decay=settings["weight_decay"],
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self.history: list[dict] = []
+        self.steps: list[dict] = []
+        self.taken = 0  # optimizer steps: where the schedule stands
+        self.seconds = {"total": 0.0, "train": 0.0}
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return len(self.history)
+
+    def run(self, test: Images, file: Path | None) -> None:
+        """All epochs that are left, with an evaluation, a line and a checkpoint after each."""
+        print(f"{describe(self.device)}, {self.precision}\n{HEADER}", flush=True)
+        while self.epoch < self.epochs:
+            start = time.perf_counter()
+            try:
+                row = self.train_epoch(self.epoch) | self._test(test)
+            except KeyboardInterrupt:
+                rest = f"the same call goes on after epoch {self.epoch}" if file and self.epoch else "nothing is saved"
+                print(f"\nstopped in epoch {self.epoch + 1} of {self.epochs}; {rest}", flush=True)
+                raise
+            self.seconds["total"] += time.perf_counter() - start
+            self.history.append(row | {"seconds": self.seconds["total"]})
+            print(self._line(row), flush=True)
+            if file:
+                checkpoint.save(file, self.state_dict())
+
+    def train_epoch(self, epoch: int) -> dict:
+        """One pass over the training images; the row it leaves for the history."""
+        start = time.perf_counter()
+        criterion = nn.CrossEntropyLoss(label_smoothing=self.settings["label_smoothing"])
+        losses, rows = [], []
+        loss_sum = torch.zeros((), device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.model.train()
+        # Dropout and the like in a user's network: a function of (seed, epoch) too, and the caller's RNG stays put.
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), self._bar(epoch) as bar:
+            torch.manual_seed(seed_for(self.settings["seed"], epoch, 1))
+            for x, y in self.batches.epoch(epoch):
+                with autocast(self.device, self.precision):
+                    logits = self.model(x)
+                loss = criterion(logits.float(), y)
+                rows.append(self._step(loss))
+                losses.append(loss.detach())
+                loss_sum += losses[-1] * len(y)
+                correct += (logits.detach().argmax(1) == y).sum()
+                if self.device.type == "cpu":  # looking is free here; a GPU would have to be waited for
+                    self._note_losses(rows[-1:], losses[-1:])
+                bar.update(len(y))
+            self._note_losses(rows, losses)
+        self.steps += rows
+        n, seconds = len(self.batches.images), time.perf_counter() - start
+        self.seconds["train"] += seconds
+        return {
+            "epoch": epoch + 1,
+            "lr": rows[-1]["applied"],
+            "train_loss": float(loss_sum) / n,
+            "train_accuracy": 100 * int(correct) / n,
+            "skipped": sum(row["skipped"] for row in rows),
+            "images_per_second": n / seconds,
+            "seconds_train": self.seconds["train"],
+        }
+
+    def _step(self, loss: torch.Tensor) -> dict:
+        """Backward pass and optimizer step at the planned rate; the row it leaves in ``steps``."""
+        epoch = self.taken / len(self.batches)
+        planned = self.schedule(epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = planned
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        scale = self.scaler.get_scale()
+        self.scaler.update()
+        # The scaler left the step out if a gradient had overflowed; the schedule then waits, so that it cannot drift.
+        skipped = self.scaler.get_scale() < scale
+        # Read back from the optimizer, so that it is evidence and not the plan once more.
+        row = {"step": self.taken, "epoch": epoch, "planned": planned, "applied": self.optimizer.param_groups[0]["lr"]}
+        if not skipped:
+            self.taken += 1
+            if self.taken % EMA_EVERY == 0:
+                self.ema.update_parameters(self.model)
+        return row | {"skipped": int(skipped)}
+
+    def _note_losses(self, rows: list[dict], losses: list[torch.Tensor]) -> None:
+        for row, value in zip(rows, torch.stack(losses).tolist(), strict=True):
+            row["loss"] = value
+            if not math.isfinite(value):
+                where = f"step {row['step']} (epoch {row['epoch']:.2f}, rate {row['applied']:.4g})"
+                raise InputError(
+                    f"the loss became {value} at {where}: "
+                    "the rate is too high for this network; lower lr_max. The last checkpoint, if any, is kept"
+                )
+
+    def _test(self, test: Images) -> dict:
+        smoothing = self.settings["label_smoothing"]
+        row = {}
+        for suffix, model in (("", self.model), ("_ema", self.ema.module)):
+            metrics = evaluate(model, test, label_smoothing=smoothing, precision=self.precision)
+            row |= {f"test_loss{suffix}": metrics.loss, f"test_accuracy{suffix}": metrics.accuracy}
+        return row
+
+    def _bar(self, epoch: int) -> tqdm:
+        """Progress within an epoch; in a log or a notebook, where each update stays, only if the epoch is long."""
+        live = sys.stderr.isatty()
+        return tqdm(
+            total=len(self.batches.images),
+            desc=f"epoch {epoch + 1}/{self.epochs}",
+            unit="img",
+            leave=False,
+            mininterval=0.5 if live else 30,
+            delay=0 if live else 30,
+        )
+
+    def _line(self, row: dict) -> str:
+        left = (self.epochs - self.epoch) * self.seconds["total"] / self.epoch
+        skipped = f"  {row['skipped']} steps skipped (overflow)" if row["skipped"] else ""
+        return (
+            f"{row['epoch']:>5}  {row['lr']:>6.4f}  {row['train_loss']:>11.4f} {row['train_accuracy']:>6.2f}"
+            f"  {row['test_loss']:>10.4f} {row['test_accuracy']:>6.2f}  {row['test_accuracy_ema']:>9.2f}"
+            f"  {row['images_per_second']:>9,.0f}  {tqdm.format_interval(left):>9}{skipped}"
+        )
+
+    def state_dict(self) -> dict:
+        return {
+            "version": __version__,
+            "settings": self.settings,
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "history": self.history,
+            "steps": self.steps,
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: dict, file: Path) -> None:
+        """Go on from ``state``. Raises ``InputError`` if it belongs to another configuration or network."""
+        old, new = state["settings"], self.settings
+        changed = [
+            f"  {key}: {old.get(key)!r} there, {new.get(key)!r} here"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key)
+        ]
+        if changed:
+            raise InputError(
+                f"checkpoint {str(file)!r} belongs to another configuration:\n" + "\n".join(changed) + "\n"
+                "choose another folder, or start over with fresh"
+            )
+        try:
+            self.model.load_state_dict(state["model"])
+            self.ema.load_state_dict(state["ema"])
+        except RuntimeError as error:
+            raise InputError(f"checkpoint {str(file)!r} belongs to another network: {error}") from error
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:  # empty when it was written in another precision, on another device
+            self.scaler.load_state_dict(state["scaler"])
+        self.history, self.steps, self.seconds = state["history"], state["steps"], state["seconds"]
+        self.taken = sum(not row["skipped"] for row in self.steps)

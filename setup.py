@@ -1,0 +1,35 @@
+"""The only metadata. Lower bounds, so that versions which are already there (Colab's, say) stay."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "eva_utils/__init__.py").read_text(encoding="utf8"), re.M)[1]
+
+setup(
+    name="eva_utils",
+    version=VERSION,
+    description="See super-convergence for yourself: CIFAR-10 in 24 epochs of a one-cycle policy",
+    long_description=(HERE / "README.md").read_text(encoding="utf8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=["eva_utils", "eva_utils.plots"],
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "torch-lr-finder>=0.2.2",
+        "albumentations>=2.0.8,<3",
+        "numpy>=1.26",
+        "matplotlib>=3.8",
+        "seaborn>=0.13",
+        "grad-cam>=1.5.4",
+        "scikit-learn>=1.3",
+        "pillow>=10",
+        "tqdm>=4.66",
+    ],
+    extras_require={"test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9"]},
+    entry_points={"console_scripts": ["eva-utils = eva_utils.cli:main"]},
+)
