@@ -10,9 +10,9 @@ divide their number.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 
 from .augment import Augment, normalize
@@ -21,8 +21,9 @@ from .images import Images
 
 
 def seed_for(*numbers: int) -> int:
-    """One 63-bit seed from several numbers (seed, epoch, ...), without the collisions of adding them up."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    """One 63-bit seed from several integers (seed, epoch, ...), without the collisions of adding them up."""
+    digest = hashlib.blake2b(repr([int(n) for n in numbers]).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def to_device(images: Images, device) -> Images:
@@ -60,6 +61,8 @@ def loader(
         if engine == "batch":
             return DeviceLoader(images, augment, batch_size, seed, device)
         augment = augment.albumentations(images.mean, images.std, *size)
+    elif not hasattr(augment, "set_random_seed"):
+        raise InputError(f"augment is {augment!r}; it has to be an Augment, an albumentations pipeline or None")
     return WorkerLoader(images, augment, batch_size, seed, device, workers)
 
 

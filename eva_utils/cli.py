@@ -1,0 +1,140 @@
+"""The command line: ``eva-utils train | explain | cycle``. Reads arguments, reports errors; ``job`` does the work.
+
+torch is imported only after the arguments have been read, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from pathlib import Path
+
+from . import __version__
+from .errors import InputError
+
+EPILOG = """\
+examples:
+  eva-utils train --data digits --no-flip --width 16 --batch-size 64 --epochs 10 --peak-epoch 3 --out runs/demo
+                                                      no download, under a minute on a laptop
+  eva-utils train --data cifar10 --out runs/cifar10   the whole job: minutes on a GPU, an hour or more on a CPU
+  eva-utils train --data photos  --out runs/photos    your own images: photos/train/<class>/, photos/test/<class>/
+  eva-utils explain runs/cifar10                      draw a finished run's figures again
+  eva-utils cycle --out assets                        the zigzag and its relatives
+
+The same train command goes on where it was stopped. Exit status: 0 done, 1 a fault, 2 bad input.
+"""
+
+
+def _rate(text: str):
+    return text if text == "find" else float(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="eva-utils",
+        description="Train a ResNet on small images with a one-cycle policy, find its rates, see how it went.",
+        epilog=EPILOG,
+        formatter_class=raw,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="train | explain | cycle")
+
+    train = commands.add_parser(
+        "train",
+        help="find the rates, train, evaluate, draw",
+        description="Find LR_MIN and LR_MAX, train, evaluate, draw the figures. Needs --data and --out; the defaults "
+        "are CIFAR-10's 24 epochs. Everything is written into OUT; the same command goes on where it was stopped.",
+        epilog="OUT gets config.json, lr_range.json, lr.csv (every step), history.csv (every epoch), model.pt\n"
+        "(averaged weights), checkpoint.pt, figures/ and, when all is done, results.json.",
+        formatter_class=raw,
+    )
+    add = train.add_argument
+    add("--data", help="cifar10, digits, or a folder with train/<class>/ and test/<class>/")
+    add("--out", type=Path, required=True, help="folder for everything that the run leaves")
+    add("--root", default="data", help="where cifar10's archive is, or is downloaded to (%(default)s)")
+    add("--config", type=Path, metavar="FILE", help="a config.json to take all settings from; flags given here win")
+    add("--fresh", action="store_true", help="start over, whatever is in OUT")
+    add("--epochs", type=int, default=24, help="passes over the training images (%(default)s)")
+    add("--peak-epoch", type=float, default=5, help="epoch at which the rate is LR_MAX (%(default)s)")
+    add("--batch-size", type=int, default=512, help="images a step (%(default)s)")
+    add("--lr-min", type=_rate, default="find", metavar="RATE", help="a rate, or find: by a range test (%(default)s)")
+    add("--lr-max", type=_rate, default="find", metavar="RATE", help="a rate, or find: by a range test (%(default)s)")
+    add("--width", type=int, default=64, help="channels of the first layer; the last has 8 times as many (%(default)s)")
+    add("--seed", type=int, default=0, help="of initial weights, order and augmentation (%(default)s)")
+    add("--padding", type=int, default=4, help="pixels of padding before the random crop (%(default)s)")
+    add("--flip", action=argparse.BooleanOptionalAction, default=True, help="mirror half of the images (yes)")
+    add("--cutout", type=int, default=8, help="side of the Cutout hole in pixels, 0 for none (%(default)s)")
+    add("--label-smoothing", type=float, default=0.2, help="of the training loss (%(default)s)")
+    add("--weight-decay", type=float, default=5e-4, help="of SGD (%(default)s)")
+    add("--precision", choices=["auto", "bf16", "fp16", "fp32"], default="auto", help="number format (%(default)s)")
+    add("--device", help="cpu, cuda, cuda:1, ... (the first GPU, else the CPU)")
+    add("--engine", choices=["batch", "albumentations"], default="batch", help="augmentation by batch or by image")
+    add("--workers", type=int, default=2, help="processes of the albumentations engine (%(default)s)")
+
+    explain = commands.add_parser("explain", help="draw the figures of a finished run again")
+    explain.add_argument("run", type=Path, help="the folder that was OUT")
+
+    cycle = commands.add_parser("cycle", help="draw the cyclic policies")
+    cycle.add_argument("--out", type=Path, required=True, help="folder for zigzag.png, cycle.png and policies.png")
+    cycle.add_argument("--lr-min", type=float, default=0.01, help="(%(default)s)")
+    cycle.add_argument("--lr-max", type=float, default=0.1, help="(%(default)s)")
+    cycle.add_argument("--step-size", type=float, default=4, help="half a cycle, in epochs (%(default)s)")
+    cycle.add_argument("--cycles", type=int, default=3, help="(%(default)s)")
+    return parser
+
+
+def _configured(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """The arguments; for those not given, ``--config``'s values come before the defaults."""
+    args = parser.parse_args(argv)
+    if args.command == "train" and args.config:
+        try:
+            config = json.loads(args.config.read_text(encoding="utf8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"config {str(args.config)!r} cannot be read: {error}") from error
+        train = parser._subparsers._group_actions[0].choices["train"]
+        known = {a.dest: a for a in train._actions if a.dest not in ("help", "config", "out", "fresh")}
+        if not isinstance(config, dict) or (unknown := sorted(config.keys() - known.keys())):
+            what = f"unknown settings {', '.join(unknown)}" if isinstance(config, dict) else "no settings"
+            raise InputError(f"config {str(args.config)!r} has {what}; known are {', '.join(sorted(known))}")
+        for key, value in config.items():
+            # As argparse does it for a flag, so that a file's mistakes are found and named like a command's.
+            if known[key].type and value is not None:
+                try:
+                    config[key] = known[key].type(str(value))
+                except ValueError as error:
+                    raise InputError(f"config {str(args.config)!r}: {key} is {value!r} ({error})") from error
+            if known[key].choices and value not in known[key].choices:
+                raise InputError(f"config {str(args.config)!r}: {key} is {value!r}, not one of {known[key].choices}")
+        train.set_defaults(**config)
+        args = parser.parse_args(argv)
+    if args.command == "train" and not args.data:
+        parser.error("train needs --data: cifar10, digits, or a folder with train/<class>/ and test/<class>/")
+    return args
+
+
+def _terminate(signum, frame):
+    raise KeyboardInterrupt("terminated")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line ``argv`` (default: the process's); returns the exit status."""
+    try:
+        args = _configured(_parser(), argv)
+        signal.signal(signal.SIGTERM, _terminate)  # ends like Ctrl-C: in words, with the last epoch kept
+        from . import job
+
+        options = vars(args)
+        getattr(job, options.pop("command"))(**{k: v for k, v in options.items() if k != "config"})
+    except InputError as error:
+        print(f"eva-utils: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        return 143 if stop.args == ("terminated",) else 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""The range test: which rates to use, read off a curve of loss against learning rate."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import nn
+
+from .augment import Augment
+from .batches import loader
+from .checkpoint import write_atomically
+from .errors import InputError
+from .images import Images
+from .precision import DTYPES, choose_device, choose_precision, keep_memory
+
+LEARNS = 0.1  # LR_MIN: this share of the loss's fall is made, the network has begun to learn
+SLOWS = 0.8  # this share is made, the curve bends towards its flat or ragged part ...
+BEARS = 2  # ... and LR_MAX is so many times that rate: the test leaves each rate after a step, training warms up slowly
+SMOOTH = 9  # steps in the centred mean: centred, because an average of the past would move the curve to the right
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Arrays (steps,): the rate of each step, the loss of its batch in nats, and the loss smoothed."""
+
+    lr: np.ndarray
+    loss: np.ndarray
+    smooth: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class LRRange:
+    """What a range test found: both rates, a sentence on each (``reasons``: lr_min, lr_max), the curve, its seconds."""
+
+    lr_min: float
+    lr_max: float
+    reasons: dict[str, str]
+    curve: Curve
+    seconds: float
+    settings: dict
+
+    def save(self, path: Path) -> None:
+        state = asdict(self) | {"curve": {key: value.tolist() for key, value in vars(self.curve).items()}}
+        write_atomically(path, lambda part: part.write_text(json.dumps(state, indent=1) + "\n", encoding="utf8"))
+
+    @classmethod
+    def load(cls, path: Path) -> LRRange:
+        try:
+            state = json.loads(Path(path).read_text(encoding="utf8"))
+            curve = Curve(**{key: np.array(value) for key, value in state.pop("curve").items()})
+            return cls(curve=curve, **state)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"{str(path)!r} cannot be read as a range test ({error}); delete it") from error
+
+
+def find_lr(
+    model: nn.Module,
+    train: Images,
+    *,
+    augment=Augment(),  # noqa: B008 - it is frozen
+    batch_size: int = 512,
+    seed: int = 0,
+    lr_start: float = 1e-3,
+    lr_end: float = 10.0,
+    steps: int = 90,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    label_smoothing: float = 0.2,
+    precision: str = "auto",
+    device: str | torch.device | None = None,
+    engine: str = "batch",
+    workers: int = 2,
+    checkpoint: str | Path | None = None,
+) -> LRRange:
+    """LR_MIN and LR_MAX for ``model`` by a range test: ``steps`` steps at rates from ``lr_start`` to ``lr_end``.
+
+    LR_MIN is the rate at which the network has begun to learn, where the smoothed loss has made 10 % of its fall;
+    LR_MAX is twice the rate at which learning slows down, where it has made 80 %. This is how Smith reads the curve
+    (arXiv:1506.01186, section 3.3), in numbers; the factor of two is what a slow warm-up bears beyond a quick test.
+    The lowest point and the steepest are no rules: the first can lie
+    anywhere on a flat valley floor, the second on the far side of a blow-up.
+
+    The test works on a copy: the model, its mode, the random number generators and all else are left as they were.
+    Training arguments are those of ``fit``, and should be the same ones. checkpoint: a folder; the result is kept there
+    as lr_range.json, and a later call with the same arguments reads it instead of testing again.
+
+    Raises ``InputError`` if the curve is too short, flat, or NaN from the start.
+    """
+    settings = {
+        "params": sum(p.numel() for p in model.parameters()), "data": train.name, "n_train": len(train),
+        "augment": asdict(augment) if isinstance(augment, Augment) else str(augment), "batch_size": batch_size,
+        "seed": seed, "lr_start": lr_start, "lr_end": lr_end, "steps": steps, "momentum": momentum,
+        "weight_decay": weight_decay, "label_smoothing": label_smoothing, "engine": engine,
+    }  # fmt: skip
+    if not 0 < lr_start < lr_end < np.inf:
+        raise InputError(f"lr_start is {lr_start!r} and lr_end {lr_end!r}; they have to be positive and in this order")
+    if steps < 3 * SMOOTH:
+        raise InputError(f"steps is {steps}; a range test needs {3 * SMOOTH} or more to give a curve that can be read")
+    file = None if checkpoint is None else Path(checkpoint) / "lr_range.json"
+    if file and file.exists() and (kept := LRRange.load(file)).settings == settings:
+        print(f"{file}: range test done before")
+        return kept
+
+    start = time.perf_counter()
+    device = choose_device(device)
+    precision = choose_precision(device, precision)
+    if device.type == "cpu":
+        keep_memory()
+    batches = loader(train, augment, batch_size, seed=seed, device=device, engine=engine, workers=workers)
+    network = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=lr_start, momentum=momentum, nesterov=momentum > 0, weight_decay=weight_decay
+    )
+    criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+    lr, loss = _range_test(network, optimizer, criterion, batches, precision, lr_end, steps)
+    rates = choose_rates(lr, loss)
+    found = LRRange(*rates, seconds=time.perf_counter() - start, settings=settings)
+    if file:
+        found.save(file)
+    return found
+
+
+def _range_test(network, optimizer, criterion, batches, precision: str, lr_end: float, steps: int):
+    """torch-lr-finder's range test on our batches, without its printing: rates and losses as arrays."""
+    device = batches.device
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tqdm.autonotebook's announcement, at import
+        import torch_lr_finder.lr_finder as library
+    from tqdm.std import tqdm
+
+    class Endless(library.TrainDataLoaderIter):
+        def __init__(self):
+            self.batches = (batch for epoch in range(steps) for batch in batches.epoch(epoch))
+
+        def __next__(self):
+            return next(self.batches)
+
+    finder = library.LRFinder(
+        network, optimizer, criterion, device=device, amp_backend="torch",
+        amp_config={"device_type": device.type, "dtype": DTYPES[precision], "enabled": precision != "fp32"},
+        grad_scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
+    )  # fmt: skip
+
+    def bar(steps):
+        # The library's own bar would be a widget in a notebook, and widgets break GitHub's rendering.
+        return tqdm(steps, desc="range test", unit="step", leave=False, mininterval=10, delay=10)
+
+    devices = [device] if device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices),
+        torch.enable_grad(),
+        mock.patch.object(library, "tqdm", bar),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        # Unsmoothed, because smoothing is ours (centred); it stops by itself at five times the lowest loss.
+        finder.range_test(Endless(), end_lr=lr_end, num_iter=steps, smooth_f=0)
+    return np.array(finder.history["lr"]), np.array(finder.history["loss"])
+
+
+def choose_rates(lr: np.ndarray, loss: np.ndarray) -> tuple[float, float, dict[str, str], Curve]:
+    """(lr_min, lr_max, reasons, curve) read off a range test's rates and losses, arrays (steps,) of growing rate."""
+    finite = np.isfinite(loss)
+    end = len(loss) if finite.all() else int(finite.argmin())
+    lr, loss = lr[:end], loss[:end]
+    if end < 2 * SMOOTH:
+        raise InputError(
+            f"the loss blew up after {end} steps of the range test, at a rate of {lr[-1] if end else 0:.3g}: "
+            "the curve is too short to read; lower lr_start"
+        )
+    half = SMOOTH // 2
+    smooth = np.array([loss[max(0, i - half) : i + half + 1].mean() for i in range(end)])
+    low = int(smooth.argmin())
+    fall, noise = smooth[0] - smooth[low], np.std(np.diff(loss[: low + 1])) / np.sqrt(SMOOTH) if low > 1 else np.inf
+    if fall < max(3 * noise, 0.01 * abs(smooth[0])):
+        raise InputError(
+            f"the curve of the range test is flat: the loss fell by {max(fall, 0):.3g} from {smooth[0]:.3g} "
+            f"between rates {lr[0]:.3g} and {lr[-1]:.3g}; check data and model, or take a wider range"
+        )
+
+    def reached(share: float) -> float:
+        return float(lr[np.argmax(smooth <= smooth[0] - share * fall)])
+
+    lr_min, slows = reached(LEARNS), reached(SLOWS)
+    lr_max = BEARS * slows
+    if lr_min >= lr_max:
+        raise InputError(
+            f"the loss falls too abruptly at a rate of {lr_min:.3g} to tell two rates apart; take more steps"
+        )
+    fell = f"the loss, which falls from {smooth[0]:.2f} to {smooth[low]:.2f},"
+    reasons = {
+        "lr_min": f"{fell} has made {LEARNS:.0%} of its fall here: the network has begun to learn.",
+        "lr_max": f"{fell} has made {SLOWS:.0%} of its fall at {slows:.3g}, where learning slows down; "
+        f"a slow warm-up bears {BEARS} times that.",
+    }
+    return lr_min, lr_max, reasons, Curve(lr, loss, smooth)

@@ -1,0 +1,159 @@
+"""Figures with curves: policies, the range test, rates planned and applied, loss and accuracy."""
+
+from __future__ import annotations
+
+import textwrap
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ._base import BLUE, COLORS, DPI, GREEN, ORANGE, RED, axes, styled
+
+
+@styled
+def zigzag(policy, cycles: float = 3, *, annotate: bool = False, ax=None) -> Figure:
+    """The cyclic triangular curve of ``policy`` over ``cycles`` cycles: bare, or with axes and its terms marked."""
+    end = 2 * policy.step_size * cycles
+    ax = axes(ax, 8, 4 if annotate else 1.8)
+    epoch = np.linspace(0, end, 400 * round(cycles) + 1)
+    lo, hi, step = policy.lr_min, policy.lr_max, policy.step_size
+    height = hi - lo
+    ax.axhline(hi, color="0.8", lw=1)
+    ax.axhline(lo, color="0.3" if not annotate else "0.8", lw=1)
+    ax.plot(epoch, policy(epoch), color=BLUE if annotate else "black", lw=2 if annotate else 1.5)
+    ax.set_xlim(0, end)
+    if not annotate:
+        ax.set_ylim(lo - 0.01 * height, hi + 0.01 * height)
+        ax.axis("off")
+        return ax.figure
+    ax.grid(False)
+    ax.set(
+        xlabel="epoch",
+        ylabel="learning rate",
+        title="Cyclic learning rate",
+        ylim=(lo - 0.3 * height, hi + 0.2 * height),
+    )
+    ax.text(end, hi, f"LR_MAX = {hi:g}", ha="right", va="bottom", color=RED)
+    ax.text(end, lo, f"LR_MIN = {lo:g}", ha="right", va="top", color=RED)
+    for start, stop, y, words in (
+        (0, step, lo - 0.08 * height, f"step size = {step:g}"),
+        (0, 2 * step, lo - 0.21 * height, f"cycle = {2 * step:g} epochs"),
+    ):
+        ax.annotate(
+            "", (start, y), (stop, y), arrowprops={"arrowstyle": "<->", "color": "0.3", "shrinkA": 0, "shrinkB": 0}
+        )
+        ax.text((start + stop) / 2, y, words, ha="center", va="center", backgroundcolor="white", fontsize=9)
+    return ax.figure
+
+
+@styled
+def policies(named: dict, epochs: float) -> Figure:
+    """Several policies side by side: {title: policy}, each over ``epochs`` epochs, all on one scale."""
+    columns = min(2, len(named))
+    rows = -(-len(named) // columns)
+    figure = Figure(figsize=(8.5, 2.5 * rows), dpi=DPI, layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    epoch = np.linspace(0, epochs, 2001)
+    for ax, (title, policy), color in zip(grid.flat, named.items(), COLORS, strict=False):
+        ax.plot(epoch, policy(epoch), color=color, lw=2)
+        ax.set(title=title, xlim=(0, epochs))
+    for ax in grid.flat[len(named) :]:
+        ax.set_visible(False)
+    figure.supxlabel("epoch", fontsize=11)
+    figure.supylabel("learning rate", fontsize=11)
+    return figure
+
+
+@styled
+def schedule(policy, *, ax=None) -> Figure:
+    """A one-cycle policy over its epochs, with both rates and the peak marked."""
+    ax = axes(ax)
+    epoch = np.linspace(0, policy.epochs, 2001)
+    ax.plot(epoch, policy(epoch), color=BLUE, lw=2)
+    ax.plot(
+        [0, policy.peak_epoch, policy.epochs], policy(np.array([0, policy.peak_epoch, policy.epochs])), "o", color=RED
+    )
+    marks = (
+        (0, policy.lr_min, f"LR_MIN = {policy.lr_min:.4g}", (10, -3)),
+        (policy.peak_epoch, policy.lr_max, f"LR_MAX = {policy.lr_max:.4g} at epoch {policy.peak_epoch:g}", (10, -3)),
+    )
+    for x, y, words, offset in marks:
+        ax.annotate(words, (x, y), offset, textcoords="offset points")
+    last = f"LR_MIN at epoch {policy.epochs:g}"
+    ax.annotate(last, (policy.epochs, policy.lr_min), (0, 12), textcoords="offset points", ha="right")
+    ax.set(xlabel="epoch", ylabel="learning rate", title="One-cycle policy, no annihilation", ylim=(0, None))
+    return ax.figure
+
+
+@styled
+def lr_range(rates, *, ax=None) -> Figure:
+    """The range test: loss against rate, LR_MIN and LR_MAX marked, and the reason for each below."""
+    figure = None
+    if ax is None:
+        figure = Figure(figsize=(8, 5), dpi=DPI, layout="constrained")
+        ax = figure.subplots()
+    curve = rates.curve
+    ax.plot(curve.lr, curve.loss, color="0.75", lw=1, label="loss of each batch")
+    ax.plot(curve.lr, curve.smooth, color=BLUE, lw=2.5, label="smoothed")
+    for lr, name, color in ((rates.lr_min, "LR_MIN", GREEN), (rates.lr_max, "LR_MAX", RED)):
+        ax.axvline(lr, color=color, lw=1.5, ls="--")
+        ax.annotate(
+            f"{name} = {lr:.3g}", (lr, 1), (4, -4), xycoords=("data", "axes fraction"), textcoords="offset points",
+            color=color, rotation=90, va="top",
+        )  # fmt: skip
+    finite = curve.smooth[np.isfinite(curve.smooth)]
+    low, start = finite.min(), finite[0]
+    ax.set(xscale="log", xlabel="learning rate (log scale)", ylabel="training loss", title="Learning-rate range test")
+    ax.set_ylim(low - 0.15 * (start - low), start + 0.35 * (start - low))
+    ax.legend(loc="lower left")
+    if figure is not None:
+        words = [f"{name}: {rates.reasons[key]}" for name, key in (("LR_MIN", "lr_min"), ("LR_MAX", "lr_max"))]
+        text = "\n".join(line for sentence in reversed(words) for line in textwrap.wrap(sentence, 105))
+        figure.supxlabel(text, fontsize=9, ha="left", x=0.02, color="0.25")
+    return ax.figure
+
+
+@styled
+def applied(steps: list[dict]) -> Figure:
+    """Planned and applied rate of every step (``Run.steps``), one on the other, and their difference."""
+    epoch, planned, used = (np.array([row[key] for row in steps]) for key in ("epoch", "planned", "applied"))
+    figure = Figure(figsize=(8, 4.8), dpi=DPI, layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    top.plot(epoch, planned, color=ORANGE, lw=6, alpha=0.5, label="planned by the policy")
+    top.plot(epoch, used, color=BLUE, lw=1.5, label="applied by the optimizer")
+    peak = int(used.argmax())
+    top.annotate(
+        f"{used[peak]:.4g} at epoch {epoch[peak]:g}", (epoch[peak], used[peak]), (12, -3), textcoords="offset points"
+    )
+    top.set(ylabel="learning rate", title="Planned and applied learning rate", ylim=(0, None))
+    top.legend(loc="upper right")
+    gap = used - planned
+    bottom.plot(epoch, gap, color=RED, lw=1.5)
+    bottom.set(
+        xlabel="epoch", ylabel="difference", title=f"Largest difference in {len(steps):,} steps: {abs(gap).max():g}"
+    )
+    bottom.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
+    if not gap.any():
+        bottom.set(ylim=(-1, 1), yticks=[0])
+    return figure
+
+
+@styled
+def history(rows: list[dict]) -> Figure:
+    """Loss and accuracy of train and test after every epoch (``Run.history``)."""
+    epoch = [row["epoch"] for row in rows]
+    figure = Figure(figsize=(9, 4), dpi=DPI, layout="constrained")
+    marker = "." if len(rows) <= 60 else None
+    for ax, what, unit in zip(figure.subplots(1, 2), ("loss", "accuracy"), ("nats", "%"), strict=True):
+        for key, label, color in (
+            (f"train_{what}", "train (augmented images)", ORANGE),
+            (f"test_{what}", "test", BLUE),
+            (f"test_{what}_ema", "test, averaged weights (EMA)", GREEN),
+        ):
+            values = np.array([row[key] for row in rows])
+            last = f"{values[-1]:.2f} %" if what == "accuracy" else f"{values[-1]:.3f}"
+            ax.plot(epoch, values, color=color, lw=1.8, marker=marker, label=f"{label}: {last}")
+        ax.set(xlabel="epoch", ylabel=f"{what} ({unit})", title=f"{what.capitalize()}, after the last epoch:")
+        ax.legend(loc="upper right" if what == "loss" else "lower right", fontsize=9)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    return figure

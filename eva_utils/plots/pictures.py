@@ -1,0 +1,164 @@
+"""Figures with images: samples, augmentation, confusions, mistakes, Grad-CAM."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from ..batches import loader
+from ._base import DPI, styled
+
+
+def _grid(count: int, columns: int, width: float = 8.5, caption: float = 0.42):
+    """A figure of ``count`` square panels without ticks, with ``caption`` inches above each for a title."""
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width, rows * (width / columns + caption)), dpi=DPI, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in panels:
+        ax.axis("off")
+    return figure, panels[:count]
+
+
+def denormalize(x: torch.Tensor, mean, std) -> np.ndarray:
+    """Normalised pixels (n, 3, h, w) back to RGB in 0..1: float array (n, h, w, 3)."""
+    pixels = x.detach().float().cpu().permute(0, 2, 3, 1) * torch.tensor(std) + torch.tensor(mean)
+    return pixels.clamp(0, 1).numpy()
+
+
+@styled
+def samples(images, per_class: int = 8) -> Figure:
+    """The first ``per_class`` images of each class, a row a class."""
+    classes = images.classes
+    figure = Figure(figsize=(per_class * 0.8 + 1.2, len(classes) * 0.8), dpi=DPI, layout="constrained")
+    grid = figure.subplots(len(classes), per_class, squeeze=False)
+    for label, row in enumerate(grid):
+        found = images.pixels[(images.labels == label).nonzero().flatten()[:per_class]].cpu()
+        for ax in row:
+            ax.axis("off")
+        for ax, pixels in zip(row, found, strict=False):
+            ax.imshow(pixels)
+        # Text instead of an axis label, which axis("off") would hide.
+        row[0].text(-0.15, 0.5, classes[label], transform=row[0].transAxes, ha="right", va="center")
+    return figure
+
+
+@styled
+def augmented(images, augment, count: int = 6, epochs: int = 7, seed: int = 0) -> Figure:
+    """``count`` images as they are (left), and as training sees them in ``epochs`` different epochs."""
+    chosen = images[torch.arange(count)]
+    figure = Figure(figsize=((epochs + 1) * 0.95, count * 0.95 + 0.3), dpi=DPI, layout="constrained")
+    grid = figure.subplots(count, epochs + 1, squeeze=False)
+    for ax, pixels in zip(grid[:, 0], chosen.pixels.cpu(), strict=True):
+        ax.imshow(pixels)
+    # The place of each image instead of its class as label: an epoch comes in random order, and this undoes it.
+    batches = loader(replace(chosen, labels=torch.arange(count)), augment, batch_size=count, seed=seed, workers=0)
+    for epoch, column in enumerate(grid[:, 1:].T):
+        ((x, place),) = batches.epoch(epoch)
+        for ax, picture in zip(column, denormalize(x[place.argsort()], images.mean, images.std), strict=True):
+            ax.imshow(picture)
+        column[0].set_title(f"epoch {epoch + 1}", fontsize=9, loc="center", fontweight="normal")
+    grid[0, 0].set_title("original", fontsize=9, loc="center")
+    for ax in grid.flat:
+        ax.axis("off")
+    return figure
+
+
+@styled
+def confusion(confusion, pairs: int = 5) -> Figure:
+    """The confusion matrix (counts), coloured by its mistakes, with the ``pairs`` most confused pairs named."""
+    import seaborn as sns
+
+    counts, classes = confusion.counts, confusion.classes
+    wrong = counts - np.diag(np.diag(counts))
+    size = max(5.0, 0.62 * len(classes) + 1.5)
+    figure = Figure(figsize=(size + 0.8, size + 0.6), dpi=DPI, layout="constrained")
+    ax = figure.subplots()
+    annotate = len(classes) <= 20
+    sns.heatmap(
+        wrong, annot=counts if annotate else False, fmt="d", cmap="Reds", square=True, cbar=False, linewidths=0.5,
+        ax=ax, xticklabels=classes, yticklabels=classes, annot_kws={"fontsize": 9},
+    )  # fmt: skip
+    for i in range(len(classes)):
+        ax.add_patch(_cell(i))
+    right, n = int(np.trace(counts)), int(counts.sum())
+    ax.set(xlabel="predicted class", ylabel="true class")
+    ax.set_title(f"{right:,} of {n:,} right ({100 * right / n:.2f} %); red: mistakes")
+    ax.tick_params(axis="x", rotation=45)
+    ax.tick_params(axis="y", rotation=0)
+    worst = [f"{true} taken for {predicted}: {count}" for true, predicted, count in confusion.most_confused(pairs)]
+    figure.supxlabel("Most confused:  " + ",  ".join(worst[:3]) + "\n" + ",  ".join(worst[3:]), fontsize=10)
+    return figure
+
+
+def _cell(i: int):
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((i, i), 1, 1, fill=False, edgecolor="0.5", lw=1)
+
+
+@styled
+def misclassified(mistakes, columns: int = 5) -> Figure:
+    """Misclassified images, each with its true and its predicted class and the probability it gave that."""
+    figure, panels = _grid(len(mistakes), columns)
+    for i, ax in enumerate(panels):
+        true, predicted, probability = mistakes.caption(i)
+        ax.imshow(mistakes.images.pixels[i].cpu())
+        ax.set_title(
+            f"{true}, taken for\n{predicted} ({100 * probability:.0f} %)", fontsize=9, loc="center", fontweight="normal"
+        )
+    return figure
+
+
+@styled
+def gradcam(cams, zoom: int = 2) -> Figure:
+    """Grad-CAM, a row an image: the image, then for each layer the overlay and the heat map for the class that was
+    predicted, and the overlay for the class that was right. ``zoom``: screen pixels for one image pixel."""
+    pixels = cams.mistakes.images.pixels.cpu().numpy()
+    n, h, w, _ = pixels.shape
+    gap, head, label = 4, 46, 118  # screen pixels
+    columns = 1 + 3 * len(cams.layers)
+    step_x, step_y = w * zoom + gap, h * zoom + gap
+    # One canvas, one pixel of it one pixel of the PNG: sharp, small, and much faster than hundreds of axes.
+    canvas = np.full((head + n * step_y, label + columns * step_x + 2 * gap * len(cams.layers), 3), 255, np.uint8)
+    figure = Figure(figsize=(canvas.shape[1] / DPI, canvas.shape[0] / DPI), dpi=DPI)
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.axis("off")
+    text = {"fontsize": 7.5, "va": "center"}
+
+    def left(column: int) -> int:  # a wider gap before each layer
+        return label + column * step_x + 2 * gap * ((column + 2) // 3)
+
+    for j, layer in enumerate(cams.layers):
+        middle = left(2 + 3 * j) + w * zoom / 2
+        ax.text(middle, 12, layer, ha="center", fontsize=10, fontweight="bold", va="center")
+        for k, words in enumerate(("predicted\noverlay", "predicted\nheat map", "true class\noverlay")):
+            ax.text(left(1 + 3 * j + k) + w * zoom / 2, 32, words, ha="center", **text)
+    ax.text(left(0) + w * zoom / 2, 32, "image", ha="center", **text)
+    for i in range(n):
+        top = head + i * step_y
+        panels = [pixels[i]]
+        for j in range(len(cams.layers)):
+            heat, heat_true = _heat(cams.predicted[i, j]), _heat(cams.true[i, j])
+            panels += [_overlay(pixels[i], heat), heat, _overlay(pixels[i], heat_true)]
+        for column, panel in enumerate(panels):
+            x = left(column)
+            canvas[top : top + h * zoom, x : x + w * zoom] = panel.repeat(zoom, 0).repeat(zoom, 1)
+        true, predicted, probability = cams.mistakes.caption(i)
+        words = f"predicted {predicted}\n({100 * probability:.0f} %)\ntrue {true}"
+        ax.text(label - 8, top + h * zoom / 2, words, ha="right", **text)
+    ax.imshow(canvas, interpolation="nearest", aspect="auto", extent=(0, canvas.shape[1], canvas.shape[0], 0))
+    return figure
+
+
+def _heat(cam: np.ndarray) -> np.ndarray:
+    """A map in 0..1 as colours, uint8 (h, w, 3): blue counts little, red counts most."""
+    return (colormaps["jet"](cam)[..., :3] * 255).astype(np.uint8)
+
+
+def _overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    return ((pixels.astype(np.uint16) + heat) // 2).astype(np.uint8)
