@@ -23,9 +23,8 @@ from .errors import InputError
 from .images import Images
 from .precision import DTYPES, choose_device, choose_precision, keep_memory
 
-LEARNS = 0.1  # LR_MIN: this share of the loss's fall is made, the network has begun to learn
-SLOWS = 0.8  # this share is made, the curve bends towards its flat or ragged part ...
-BEARS = 2  # ... and LR_MAX is so many times that rate: the test leaves each rate after a step, training warms up slowly
+LEARNS = 0.2  # LR_MIN: this share of the loss's fall is made, the network has begun to learn
+TURNS = 0.15  # LR_MAX: the loss has not yet risen again by this share of its fall
 SMOOTH = 9  # steps in the centred mean: centred, because an average of the past would move the curve to the right
 
 
@@ -84,11 +83,10 @@ def find_lr(
 ) -> LRRange:
     """LR_MIN and LR_MAX for ``model`` by a range test: ``steps`` steps at rates from ``lr_start`` to ``lr_end``.
 
-    LR_MIN is the rate at which the network has begun to learn, where the smoothed loss has made 10 % of its fall;
-    LR_MAX is twice the rate at which learning slows down, where it has made 80 %. This is how Smith reads the curve
-    (arXiv:1506.01186, section 3.3), in numbers; the factor of two is what a slow warm-up bears beyond a quick test.
-    The lowest point and the steepest are no rules: the first can lie
-    anywhere on a flat valley floor, the second on the far side of a blow-up.
+    LR_MIN is the rate at which the network has begun to learn: the smoothed loss has made 20 % of its fall. LR_MAX is
+    the last rate before the loss turns up again, by 15 % of its fall so far. This is how Smith reads the curve
+    (arXiv:1506.01186, section 3.3), in numbers. The lowest point of the curve and its steepest are no rules: the first
+    can lie anywhere on a flat floor or in a second valley behind a blow-up, the second even on the way down from one.
 
     The test works on a copy: the model, its mode, the random number generators and all else are left as they were.
     Training arguments are those of ``fit``, and should be the same ones. checkpoint: a folder; the result is kept there
@@ -179,27 +177,32 @@ def choose_rates(lr: np.ndarray, loss: np.ndarray) -> tuple[float, float, dict[s
         )
     half = SMOOTH // 2
     smooth = np.array([loss[max(0, i - half) : i + half + 1].mean() for i in range(end)])
-    low = int(smooth.argmin())
-    fall, noise = smooth[0] - smooth[low], np.std(np.diff(loss[: low + 1])) / np.sqrt(SMOOTH) if low > 1 else np.inf
-    if fall < max(3 * noise, 0.01 * abs(smooth[0])):
+    lowest = np.minimum.accumulate(smooth)
+    fall = smooth[0] - lowest
+    # Before half of the fall is made, a small rise is only noise.
+    up = (smooth > lowest + TURNS * fall) & (fall >= fall[-1] / 2)
+    edge = int(up.argmax()) if up.any() else end  # the first step behind the valley
+    low = int(smooth[:edge].argmin())
+    fell = fall[low]
+    noise = np.std(np.diff(loss[: low + 1])) / np.sqrt(SMOOTH) if low > 1 else np.inf
+    if fell < max(3 * noise, 0.01 * abs(smooth[0])):
         raise InputError(
-            f"the curve of the range test is flat: the loss fell by {max(fall, 0):.3g} from {smooth[0]:.3g} "
-            f"between rates {lr[0]:.3g} and {lr[-1]:.3g}; check data and model, or take a wider range"
+            f"the curve of the range test is flat: the loss fell by {fell:.3g} from {smooth[0]:.3g} between rates "
+            f"{lr[0]:.3g} and {lr[-1]:.3g}; check data and model, or take a wider range"
         )
-
-    def reached(share: float) -> float:
-        return float(lr[np.argmax(smooth <= smooth[0] - share * fall)])
-
-    lr_min, slows = reached(LEARNS), reached(SLOWS)
-    lr_max = BEARS * slows
+    start = int(np.argmax(smooth <= smooth[0] - LEARNS * fell))
+    # A curve that never turns up is flat at its end: nothing is gained beyond its lowest point.
+    lr_min, lr_max = float(lr[start]), float(lr[edge - 1] if edge < end else lr[low])
     if lr_min >= lr_max:
         raise InputError(
             f"the loss falls too abruptly at a rate of {lr_min:.3g} to tell two rates apart; take more steps"
         )
-    fell = f"the loss, which falls from {smooth[0]:.2f} to {smooth[low]:.2f},"
+    valley = f"the loss falls from {smooth[0]:.2f} to {smooth[low]:.2f} (at a rate of {lr[low]:.3g})"
+    last = (
+        "beyond this rate it turns up again" if edge < end else "and it never turns up again: this is its lowest point"
+    )
     reasons = {
-        "lr_min": f"{fell} has made {LEARNS:.0%} of its fall here: the network has begun to learn.",
-        "lr_max": f"{fell} has made {SLOWS:.0%} of its fall at {slows:.3g}, where learning slows down; "
-        f"a slow warm-up bears {BEARS} times that.",
+        "lr_min": f"{valley}; here it has made {LEARNS:.0%} of that, the network has begun to learn.",
+        "lr_max": f"{valley}; {last}.",
     }
     return lr_min, lr_max, reasons, Curve(lr, loss, smooth)

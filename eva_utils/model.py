@@ -101,7 +101,8 @@ def summary(model: nn.Module, size: int = 32) -> str:
         def end(module, inputs, output) -> None:
             macs = (counter.get_total_flops() - before.pop()) // 2
             parameters = sum(p.numel() for p in module.parameters())
-            rows.append((name, " x ".join(map(str, output.shape[1:])), parameters, macs))
+            shape = getattr(output, "shape", ["", "several"])  # a user's layer may return a tuple
+            rows.append((name, " x ".join(map(str, shape[1:])), parameters, macs))
 
         return start, end
 
@@ -113,7 +114,7 @@ def summary(model: nn.Module, size: int = 32) -> str:
             hooks += [module.register_forward_pre_hook(start), module.register_forward_hook(end)]
         model.eval()
         with torch.no_grad(), counter:
-            model(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
+            model(next(model.parameters()).new_zeros(1, 3, size, size))
     finally:
         for hook in hooks:
             hook.remove()

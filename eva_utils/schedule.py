@@ -83,7 +83,7 @@ class Triangular2(Triangular):
     """The zigzag whose height halves with every cycle ("triangular2" in arXiv:1506.01186)."""
 
     def _scale(self, epoch, cycle):
-        return 0.5 ** (cycle - 1)
+        return 0.5 ** np.maximum(cycle - 1, 0)  # before epoch 0 there is no cycle to be larger than the first
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class ExpRange(Triangular):
         _check("gamma", self.gamma, 0 < self.gamma <= 1, "in (0, 1]")
 
     def _scale(self, epoch, cycle):
-        return self.gamma**epoch
+        return self.gamma ** np.maximum(epoch, 0)
 
 
 @dataclass(frozen=True)

@@ -108,8 +108,7 @@ def fit(
         trainer.load_state_dict(checkpoints.load(file), file)
         done = trainer.epoch == trainer.epochs
         print(f"{file}: " + ("finished, nothing to compute" if done else f"going on after epoch {trainer.epoch}"))
-    if trainer.epoch < trainer.epochs:
-        trainer.run(to_device(test, device), file)
+    trainer.run(to_device(test, device), file)
     seconds = trainer.seconds
     return Run(
         model=trainer.model,

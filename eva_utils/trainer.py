@@ -54,7 +54,10 @@ class Trainer:
 
     def run(self, test: Images, file: Path | None) -> None:
         """All epochs that are left, with an evaluation, a line and a checkpoint after each."""
-        print(f"{describe(self.device)}, {self.precision}\n{HEADER}", flush=True)
+        print(
+            "\n".join([f"{describe(self.device)}, {self.precision}", HEADER, *map(self._line, self.history)]),
+            flush=True,
+        )
         while self.epoch < self.epochs:
             start = time.perf_counter()
             try:
@@ -65,7 +68,7 @@ class Trainer:
                 raise
             self.seconds["total"] += time.perf_counter() - start
             self.history.append(row | {"seconds": self.seconds["total"]})
-            print(self._line(row), flush=True)
+            print(self._line(self.history[-1]), flush=True)
             if file:
                 checkpoint.save(file, self.state_dict())
 
@@ -157,7 +160,7 @@ class Trainer:
         )
 
     def _line(self, row: dict) -> str:
-        left = (self.epochs - self.epoch) * self.seconds["total"] / self.epoch
+        left = (self.epochs - row["epoch"]) * row["seconds"] / row["epoch"]
         skipped = f"  {row['skipped']} steps skipped (overflow)" if row["skipped"] else ""
         return (
             f"{row['epoch']:>5}  {row['lr']:>6.4f}  {row['train_loss']:>11.4f} {row['train_accuracy']:>6.2f}"

@@ -98,17 +98,18 @@ def lr_range(rates, *, ax=None) -> Figure:
     for lr, name, color in ((rates.lr_min, "LR_MIN", GREEN), (rates.lr_max, "LR_MAX", RED)):
         ax.axvline(lr, color=color, lw=1.5, ls="--")
         ax.annotate(
-            f"{name} = {lr:.3g}", (lr, 1), (4, -4), xycoords=("data", "axes fraction"), textcoords="offset points",
-            color=color, rotation=90, va="top",
+            f"{name} = {lr:.3g}", (lr, 1), (0, 4), xycoords=("data", "axes fraction"), textcoords="offset points",
+            color=color, ha="center", annotation_clip=False,
         )  # fmt: skip
     finite = curve.smooth[np.isfinite(curve.smooth)]
     low, start = finite.min(), finite[0]
-    ax.set(xscale="log", xlabel="learning rate (log scale)", ylabel="training loss", title="Learning-rate range test")
+    ax.set(xscale="log", xlabel="learning rate (log scale)", ylabel="training loss (nats)")
+    ax.set_title("Learning-rate range test", pad=22)  # the names of the two rates stand between title and axes
     ax.set_ylim(low - 0.15 * (start - low), start + 0.35 * (start - low))
     ax.legend(loc="lower left")
     if figure is not None:
         words = [f"{name}: {rates.reasons[key]}" for name, key in (("LR_MIN", "lr_min"), ("LR_MAX", "lr_max"))]
-        text = "\n".join(line for sentence in reversed(words) for line in textwrap.wrap(sentence, 105))
+        text = "\n".join(line for sentence in words for line in textwrap.wrap(sentence, 115))
         figure.supxlabel(text, fontsize=9, ha="left", x=0.02, color="0.25")
     return ax.figure
 
@@ -123,9 +124,9 @@ def applied(steps: list[dict]) -> Figure:
     top.plot(epoch, used, color=BLUE, lw=1.5, label="applied by the optimizer")
     peak = int(used.argmax())
     top.annotate(
-        f"{used[peak]:.4g} at epoch {epoch[peak]:g}", (epoch[peak], used[peak]), (12, -3), textcoords="offset points"
+        f"{used[peak]:.4g} at epoch {epoch[peak]:g}", (epoch[peak], used[peak]), (14, -4), textcoords="offset points"
     )
-    top.set(ylabel="learning rate", title="Planned and applied learning rate", ylim=(0, None))
+    top.set(ylabel="learning rate", title="Planned and applied learning rate", ylim=(0, None), xlim=(0, None))
     top.legend(loc="upper right")
     gap = used - planned
     bottom.plot(epoch, gap, color=RED, lw=1.5)

@@ -120,7 +120,7 @@ def gradcam(cams, zoom: int = 2) -> Figure:
     predicted, and the overlay for the class that was right. ``zoom``: screen pixels for one image pixel."""
     pixels = cams.mistakes.images.pixels.cpu().numpy()
     n, h, w, _ = pixels.shape
-    gap, head, label = 4, 46, 118  # screen pixels
+    gap, head, label = 4, 56, 118  # screen pixels
     columns = 1 + 3 * len(cams.layers)
     step_x, step_y = w * zoom + gap, h * zoom + gap
     # One canvas, one pixel of it one pixel of the PNG: sharp, small, and much faster than hundreds of axes.
@@ -135,10 +135,10 @@ def gradcam(cams, zoom: int = 2) -> Figure:
 
     for j, layer in enumerate(cams.layers):
         middle = left(2 + 3 * j) + w * zoom / 2
-        ax.text(middle, 12, layer, ha="center", fontsize=10, fontweight="bold", va="center")
+        ax.text(middle, 10, layer, ha="center", fontsize=10, fontweight="bold", va="center")
         for k, words in enumerate(("predicted\noverlay", "predicted\nheat map", "true class\noverlay")):
-            ax.text(left(1 + 3 * j + k) + w * zoom / 2, 32, words, ha="center", **text)
-    ax.text(left(0) + w * zoom / 2, 32, "image", ha="center", **text)
+            ax.text(left(1 + 3 * j + k) + w * zoom / 2, 39, words, ha="center", **text)
+    ax.text(left(0) + w * zoom / 2, 39, "image", ha="center", **text)
     for i in range(n):
         top = head + i * step_y
         panels = [pixels[i]]
