@@ -33,6 +33,7 @@ _MODULE_OF = {
     "misclassified": "explain",
     "confusion": "explain",
     "gradcam": "explain",
+    "load_model": "job",
 }
 __all__ = ["__version__", "plots", *_MODULE_OF]
 
