@@ -22,6 +22,7 @@ from .schedule import ExpRange, OneCycle, Triangular, Triangular2
 from .train import Run, fit
 
 HERE_ONLY = ("root", "device", "precision", "workers")  # where and how a run is computed, not what
+SMALLEST = 8  # pixels: ResNet9 halves the side three times
 LEFT_BY_A_RUN = ("results.json", "checkpoint.pt", "lr_range.json", "history.csv", "lr.csv", "model.pt")
 
 
@@ -66,6 +67,8 @@ def train(
     augment = Augment(padding, flip, cutout)
     train_images, test_images = load_data(data, root)
     print(f"{train_images}\n{test_images}")
+    if (side := min(train_images.pixels.shape[1:3])) < SMALLEST:
+        raise InputError(f"the images of {data!r} have a side of {side} pixels; the network needs {SMALLEST} or more")
     torch.manual_seed(seed)
     model = ResNet9(len(train_images.classes), width)
     _write_json(out / "config.json", config)

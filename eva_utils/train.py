@@ -14,6 +14,7 @@ from . import checkpoint as checkpoints
 from .augment import Augment
 from .batches import loader, to_device
 from .errors import InputError
+from .evaluation import predict
 from .images import Images
 from .precision import choose_device, choose_precision, describe, keep_memory
 from .trainer import Trainer
@@ -85,6 +86,9 @@ def fit(
     batches = loader(train, augment, batch_size, seed=seed, device=device, engine=engine, workers=workers)
     if train.classes != test.classes or train.pixels.shape[1:] != test.pixels.shape[1:]:
         raise InputError(f"train and test do not belong together: {train!r} and {test!r}")
+    epochs = getattr(schedule, "epochs", None)
+    if epochs is None or epochs != int(epochs):
+        raise InputError(f"schedule is {schedule!r}; it has to have a whole number of epochs, like OneCycle")
     settings = {
         "data": train.name,
         "n_train": len(train),
@@ -108,6 +112,8 @@ def fit(
         trainer.load_state_dict(checkpoints.load(file), file)
         done = trainer.epoch == trainer.epochs
         print(f"{file}: " + ("finished, nothing to compute" if done else f"going on after epoch {trainer.epoch}"))
+    if (outputs := predict(trainer.model, test[:1], precision=precision).shape[1]) < len(train.classes):
+        raise InputError(f"the model has {outputs} outputs; the data have {len(train.classes)} classes")
     trainer.run(to_device(test, device), file)
     seconds = trainer.seconds
     return Run(

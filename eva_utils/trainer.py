@@ -55,15 +55,17 @@ class Trainer:
     def run(self, test: Images, file: Path | None) -> None:
         """All epochs that are left, with an evaluation, a line and a checkpoint after each."""
         print(
-            "\n".join([f"{describe(self.device)}, {self.precision}", HEADER, *map(self._line, self.history)]),
-            flush=True,
+            describe(self.device) + ", " + self.precision, HEADER, *map(self._line, self.history), sep="\n", flush=True
         )
+        if file and not self.epoch:
+            # The first weights too: stopped in its first epoch, a run in a notebook has only half-trained ones.
+            checkpoint.save(file, self.state_dict())
         while self.epoch < self.epochs:
             start = time.perf_counter()
             try:
                 row = self.train_epoch(self.epoch) | self._test(test)
             except KeyboardInterrupt:
-                rest = f"the same call goes on after epoch {self.epoch}" if file and self.epoch else "nothing is saved"
+                rest = f"the same call goes on after epoch {self.epoch}" if file else "nothing is saved"
                 print(f"\nstopped in epoch {self.epoch + 1} of {self.epochs}; {rest}", flush=True)
                 raise
             self.seconds["total"] += time.perf_counter() - start
