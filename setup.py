@@ -30,6 +30,16 @@ setup(
         "pillow>=10",
         "tqdm>=4.66",
     ],
-    extras_require={"test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9"]},
+    extras_require={
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "ruff>=0.9",
+            "nbclient>=0.10",
+            "ipykernel>=6.29",
+            "packaging",
+            "scipy",
+        ],
+    },
     entry_points={"console_scripts": ["eva-utils = eva_utils.cli:main"]},
 )

@@ -33,7 +33,10 @@ _MODULE_OF = {
     "misclassified": "explain",
     "confusion": "explain",
     "gradcam": "explain",
-    "load_model": "job",
+    "load_data": "job",
+    "load_model": "records",
+    "save_run": "records",
+    "environment": "precision",
 }
 __all__ = ["__version__", "plots", *_MODULE_OF]
 

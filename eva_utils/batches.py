@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import torch
 
 from .augment import Augment, normalize
-from .errors import InputError
+from .errors import InputError, RunError
 from .images import Images
 
 
@@ -114,9 +114,21 @@ class WorkerLoader(_Loader):
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator().manual_seed(0),  # else each epoch would draw a number from the global RNG
         )
-        for x, y in batches:
+        for x, y in self._alive(batches):
             x = x.to(self.device, non_blocking=True, memory_format=torch.channels_last)
             yield x, y.to(self.device, non_blocking=True)
+
+    @staticmethod
+    def _alive(batches) -> Iterator:
+        try:
+            yield from batches
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise RunError(
+                "a worker process died, for lack of memory perhaps; the last checkpoint, if any, is kept: "
+                "the same call goes on from it, with workers=0 in one process"
+            ) from error
 
 
 class _WholeBatches(torch.utils.data.Dataset):

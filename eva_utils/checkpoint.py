@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ import torch
 from .errors import InputError
 
 FORMAT = 1
+_held: set[Path] = set()  # folders that this process has for itself
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -27,13 +28,50 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        part.unlink(missing_ok=True)
+    except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # torch.save reports a full disk as a RuntimeError
+        with suppress(OSError):  # the folder itself may be the trouble
+            part.unlink()
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
         raise InputError(f"cannot write {str(path)!r}: {reason}; what was there before is unharmed") from error
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """``folder`` for this process alone, by a lock that ends with the process however it ends.
+
+    Raises ``InputError`` if another process has it. Within one process it may be asked for again. Where there
+    are no such locks (Windows, some network folders) nothing is checked.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        fcntl = None
+    folder = folder.resolve()
+    if fcntl is None or folder in _held:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"cannot write into {str(folder)!r}: {error.strerror}; choose another folder") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{str(folder)!r} is in use by another process; wait for it or choose another folder"
+            ) from error
+        except OSError:
+            pass
+        _held.add(folder)
+        try:
+            yield
+        finally:
+            _held.discard(folder)
 
 
 def save(path: Path, state: dict) -> None:
@@ -51,10 +89,10 @@ def load(path: Path) -> dict:
     try:
         _check(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged file fails in many ways
         reason = str(error).split("\n")[0]
         raise InputError(f"checkpoint {str(path)!r} is damaged ({reason}); delete it to start over") from error
-    if not isinstance(state, dict) or "format" not in state:
+    if not isinstance(state, dict) or not isinstance(state.get("format"), int):
         raise InputError(f"{str(path)!r} is not a checkpoint of this package; choose another folder")
     if state["format"] > FORMAT:
         raise InputError(

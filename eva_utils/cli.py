@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from . import __version__
-from .errors import InputError
+from .errors import InputError, RunError
 
 EPILOG = """\
 examples:
@@ -131,6 +131,9 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"eva-utils: error: {error}", file=sys.stderr)
         return 2
+    except RunError as error:
+        print(f"eva-utils: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt as stop:
         return 143 if stop.args == ("terminated",) else 130
     return 0

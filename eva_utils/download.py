@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -48,16 +47,15 @@ def fetch_cifar10(root: Path) -> Path:
         tries.insert(0, (own, ORIGINAL_SECONDS))
     try:
         root.mkdir(parents=True, exist_ok=True)
-        # In the same folder, so that the finished file is renamed and never copied.
-        handle, part = tempfile.mkstemp(prefix=ARCHIVE + ".", suffix=".part", dir=root)
-        os.close(handle)
+        part = root / f"{ARCHIVE}.{os.getpid()}.part"  # in the same folder: renamed when finished, never copied
+        part.touch()
     except OSError as error:
         raise InputError(f"cannot write into {str(root)!r} ({error.strerror}); choose another data folder") from error
     failures = []
     try:
         for url, limit in tries:
             try:
-                _download(url, Path(part), limit)
+                _download(url, part, limit)
             except (OSError, ValueError) as error:  # URLError, timeouts and HTTPException's kin are OSErrors
                 failures.append(f"  {url}: {getattr(error, 'reason', None) or error}")
                 print(failures[-1].strip(), flush=True)
@@ -65,7 +63,7 @@ def fetch_cifar10(root: Path) -> Path:
             os.replace(part, archive)
             return archive
     finally:
-        Path(part).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
     raise InputError(
         "CIFAR-10 could not be downloaded; tried\n" + "\n".join(failures) + "\n"
         f"Put {ARCHIVE} (md5 {MD5}) into {str(root)!r} yourself, or set EVA_CIFAR10_URL to a place that has it."
@@ -74,7 +72,10 @@ def fetch_cifar10(root: Path) -> Path:
 
 def _check_own(url: str) -> None:
     """Only https, or what the user's own machine serves: everything else could be changed on its way."""
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:  # brackets that do not match, for one
+        parts = urllib.parse.urlsplit("")
     local = parts.scheme == "file" or (parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1", "::1"))
     if not (local or parts.scheme == "https"):
         raise InputError(f"EVA_CIFAR10_URL is {url!r}; it has to start with https:// (or file://, http://localhost)")
@@ -108,7 +109,8 @@ def _download(url: str, part: Path, limit: float) -> None:
             part.open("wb") as out,
             tqdm(total=SIZE, unit="B", unit_scale=True, desc=f"CIFAR-10 from {host}", mininterval=1) as bar,
         ):
-            while block := reply.read(1 << 16):
+            # read1 gives what has arrived, so that a trickle is noticed; no further than SIZE: the line may stay open.
+            while got < SIZE and (block := reply.read1(1 << 16)):
                 out.write(block)
                 digest.update(block)
                 got += len(block)

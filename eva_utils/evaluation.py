@@ -59,7 +59,11 @@ def predict(model: nn.Module, images: Images, *, tta: bool = False, precision: s
     """
     if not len(images):
         raise InputError("there are no images to predict")
-    return torch.cat([logits.softmax(1).cpu() for logits, _ in _logits(model, images, tta, precision)])
+    parts = []
+    # No comprehension: after an error its frame would keep the generator, and with it eval mode and autocast, alive.
+    for logits, _ in _logits(model, images, tta, precision):
+        parts.append(logits.softmax(1).cpu())
+    return torch.cat(parts)
 
 
 def evaluate(

@@ -72,22 +72,20 @@ def cifar10(root: str | os.PathLike = "data") -> tuple[Images, Images]:
     Raises ``InputError`` if no place gave the right file (it lists what was tried), or if the file there is another.
     """
     archive = download.fetch_cifar10(Path(root))
+    batches = {}
     with tarfile.open(archive) as tar:
+        for member in tar:  # in the archive's own order: the compressed stream is read once
+            name = member.name.rpartition("/")[2]
+            if name in ("batches.meta", "test_batch") or name.startswith("data_batch_"):
+                batches[name] = pickle.load(tar.extractfile(member), encoding="bytes")  # its checksum was verified
 
-        def member(name: str) -> dict:
-            return pickle.load(tar.extractfile("cifar-10-batches-py/" + name), encoding="bytes")
+    def split(*names: str) -> tuple[np.ndarray, np.ndarray]:
+        pixels = np.concatenate([batches[name][b"data"] for name in names]).reshape(-1, 3, 32, 32)
+        labels = np.concatenate([batches[name][b"labels"] for name in names])
+        return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), labels
 
-        def split(names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-            parts = [member(name) for name in names]
-            pixels = np.concatenate([part[b"data"] for part in parts]).reshape(-1, 3, 32, 32)
-            labels = np.concatenate([part[b"labels"] for part in parts])
-            return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), labels
-
-        # In the archive's own order, so that the gzip stream is read once from front to back.
-        classes = [name.decode() for name in member("batches.meta")[b"label_names"]]
-        batches = {name: split([name]) for name in sorted(f"data_batch_{i}" for i in range(1, 6))}
-        test = split(["test_batch"])
-    train = tuple(np.concatenate([batches[name][part] for name in sorted(batches)]) for part in (0, 1))
+    classes = [name.decode() for name in batches["batches.meta"][b"label_names"]]
+    train, test = split(*(f"data_batch_{i}" for i in range(1, 6))), split("test_batch")
     return _pair(train, test, classes, "cifar10")
 
 
@@ -118,7 +116,10 @@ def image_folder(path: str | os.PathLike) -> tuple[Images, Images]:
     root = Path(path)
     if not root.is_dir():
         raise InputError(f"{str(root)!r} is not a folder; it needs train/<class>/ and test/<class>/ inside")
-    found = {split: _scan(root, split) for split in ("train", "test")}
+    try:
+        found = {split: _scan(root, split) for split in ("train", "test")}
+    except OSError as error:
+        raise InputError(f"{error.filename!r} cannot be read: {error.strerror}") from error
     classes = sorted(found["train"].keys() | found["test"].keys())
     for split, other in (("train", "test"), ("test", "train")):
         if missing := sorted(found[other].keys() - found[split].keys()):
@@ -157,7 +158,8 @@ def _scan(root: Path, split: str) -> dict[str, list[Path]]:
     classes = {}
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and not entry.name.startswith("."):
-            files = sorted(f for f in entry.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file())
+            inside = [f for f in entry.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith(".")]
+            files = sorted(f for f in inside if f.is_file())
             if not files:
                 raise InputError(f"class folder {str(entry)!r} has no images (files ending in .png, .jpg, ...)")
             classes[entry.name] = files
@@ -174,7 +176,9 @@ def _decode(file: Path) -> np.ndarray:
         with Image.open(io.BytesIO(file.read_bytes())) as image:
             if image.mode.startswith(("I", "F")):  # Pillow would clip these to 0..255 without a word
                 raise InputError(f"{str(file)!r} has more than 8 bits a channel (mode {image.mode}); save it with 8")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            upright = ImageOps.exif_transpose(image)
+            # Transparency in a palette goes by way of RGBA; straight to RGB, Pillow warns.
+            return np.asarray((upright.convert("RGBA") if "transparency" in upright.info else upright).convert("RGB"))
     except InputError:
         raise
     except Exception as error:  # Pillow raises many kinds for broken files, SyntaxError among them

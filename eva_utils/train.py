@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import zlib
 from dataclasses import dataclass
@@ -106,12 +107,20 @@ def fit(
         "label_smoothing": label_smoothing,
         "ema": ema,
     }
+    with checkpoints.exclusive(Path(checkpoint)) if checkpoint is not None else contextlib.nullcontext():
+        return _fit(model, train, test, schedule, settings, batches, precision, checkpoint, fresh)
+
+
+def _fit(model, train, test, schedule, settings, batches, precision, checkpoint, fresh) -> Run:
+    device = batches.device
     trainer = Trainer(model, batches, schedule, settings, precision)
     file = None if checkpoint is None else Path(checkpoint) / "checkpoint.pt"
     if file and file.exists() and not fresh:
         trainer.load_state_dict(checkpoints.load(file), file)
         done = trainer.epoch == trainer.epochs
         print(f"{file}: " + ("finished, nothing to compute" if done else f"going on after epoch {trainer.epoch}"))
+    if not all(p.isfinite().all() for p in trainer.model.parameters()):
+        raise InputError("the model has weights that are not finite, from a run that failed perhaps; make it anew")
     if (outputs := predict(trainer.model, test[:1], precision=precision).shape[1]) < len(train.classes):
         raise InputError(f"the model has {outputs} outputs; the data have {len(train.classes)} classes")
     trainer.run(to_device(test, device), file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 import time
@@ -57,22 +58,31 @@ class Trainer:
         print(
             describe(self.device) + ", " + self.precision, HEADER, *map(self._line, self.history), sep="\n", flush=True
         )
-        if file and not self.epoch:
-            # The first weights too: stopped in its first epoch, a run in a notebook has only half-trained ones.
-            checkpoint.save(file, self.state_dict())
+        first = copy.deepcopy(self.model.state_dict()) if not self.epoch else None
         while self.epoch < self.epochs:
-            start = time.perf_counter()
             try:
-                row = self.train_epoch(self.epoch) | self._test(test)
-            except KeyboardInterrupt:
-                rest = f"the same call goes on after epoch {self.epoch}" if file else "nothing is saved"
-                print(f"\nstopped in epoch {self.epoch + 1} of {self.epochs}; {rest}", flush=True)
+                self._epoch(test, file)
+            except BaseException as error:
+                if not self.epoch:
+                    # A notebook's next call starts over with the same object: not from half-trained weights.
+                    self.model.load_state_dict(first)
+                if isinstance(error, KeyboardInterrupt):
+                    on = file and self.epoch
+                    rest = f"the same call goes on after epoch {self.epoch}" if on else "the same call starts over"
+                    print(f"\nstopped in epoch {self.epoch + 1} of {self.epochs}; {rest}", flush=True)
                 raise
-            self.seconds["total"] += time.perf_counter() - start
-            self.history.append(row | {"seconds": self.seconds["total"]})
-            print(self._line(self.history[-1]), flush=True)
-            if file:
-                checkpoint.save(file, self.state_dict())
+
+    def _epoch(self, test: Images, file: Path | None) -> None:
+        start = time.perf_counter()
+        row = self.train_epoch(self.epoch)
+        if not self.ema.n_averaged:  # too few steps so far for a first update
+            self.ema.update_parameters(self.model)
+        row |= self._test(test)
+        self.seconds["total"] += time.perf_counter() - start
+        self.history.append(row | {"seconds": self.seconds["total"]})
+        if file:
+            checkpoint.save(file, self.state_dict())
+        print(self._line(self.history[-1]), flush=True)
 
     def train_epoch(self, epoch: int) -> dict:
         """One pass over the training images; the row it leaves for the history."""

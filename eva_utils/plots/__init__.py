@@ -5,10 +5,11 @@ in a script nothing opens. ``save`` writes a PNG.
 """
 
 from ._base import save
-from .curves import applied, history, lr_range, policies, schedule, zigzag
+from .curves import annihilation, applied, history, lr_range, parity, policies, schedule, zigzag
 from .pictures import augmented, confusion, gradcam, misclassified, samples
 
 __all__ = [
+    "annihilation",
     "applied",
     "augmented",
     "confusion",
@@ -16,6 +17,7 @@ __all__ = [
     "history",
     "lr_range",
     "misclassified",
+    "parity",
     "policies",
     "samples",
     "save",

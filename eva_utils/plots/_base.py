@@ -42,28 +42,40 @@ def styled(draw):
     return wrapper
 
 
+class Picture(Figure):
+    """A figure that a notebook shows as a cell's last expression, whatever its matplotlib backend."""
+
+    def __init__(self, width: float, height: float, layout: str | None = "constrained") -> None:
+        """``width``, ``height``: inches."""
+        super().__init__(figsize=(width, height), dpi=DPI, layout=layout)
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
+
+
 def axes(ax, width: float = 8, height: float = 4):
-    """``ax``, or the axes of a new figure of ``width`` x ``height`` inches."""
-    return ax if ax is not None else Figure(figsize=(width, height), dpi=DPI, layout="constrained").subplots()
+    """``ax``, or the axes of a new picture of ``width`` x ``height`` inches."""
+    return ax if ax is not None else Picture(width, height).subplots()
 
 
-def save(figure: Figure, path: str | Path) -> Path:
-    """Write ``figure`` as a PNG of less than 200 kB; returns its path.
-
-    A figure full of photographs that comes out larger is reduced to a palette of 256 colours.
-    """
+def png(figure: Figure) -> bytes:
+    """``figure`` as a PNG of less than 200 kB: with a palette of as many colours, up to 256, as that allows."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", pil_kwargs={"optimize": True})
-    for colours in (256, 128, 64, 32):
+    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
+    picture = Image.open(buffer).convert("RGB")
+    for colours in (256, 224, 192, 128, 64, 32):
+        buffer = io.BytesIO()
+        reduced = picture.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        reduced.save(buffer, format="png", optimize=True)
         if buffer.tell() < LIMIT:
             break
-        picture = (
-            Image.open(buffer).convert("RGB").quantize(colours, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-        )
-        buffer = io.BytesIO()
-        picture.save(buffer, format="png", optimize=True)
-    path = Path(path)
-    write_atomically(path, lambda part: part.write_bytes(buffer.getvalue()))
+    return buffer.getvalue()
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write ``figure`` as a PNG of less than 200 kB; returns its path. Raises ``InputError`` where it cannot."""
+    path, data = Path(path), png(figure)
+    write_atomically(path, lambda part: part.write_bytes(data))
     return path

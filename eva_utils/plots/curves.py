@@ -7,7 +7,7 @@ import textwrap
 import numpy as np
 from matplotlib.figure import Figure
 
-from ._base import BLUE, COLORS, DPI, GREEN, ORANGE, RED, axes, styled
+from ._base import BLUE, COLORS, GREEN, ORANGE, RED, Picture, axes, styled
 
 
 @styled
@@ -51,7 +51,7 @@ def policies(named: dict, epochs: float) -> Figure:
     """Several policies side by side: {title: policy}, each over ``epochs`` epochs, all on one scale."""
     columns = min(2, len(named))
     rows = -(-len(named) // columns)
-    figure = Figure(figsize=(8.5, 2.5 * rows), dpi=DPI, layout="constrained")
+    figure = Picture(8.5, 2.5 * rows)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     epoch = np.linspace(0, epochs, 2001)
     for ax, (title, policy), color in zip(grid.flat, named.items(), COLORS, strict=False):
@@ -90,7 +90,7 @@ def lr_range(rates, *, ax=None) -> Figure:
     """The range test: loss against rate, LR_MIN and LR_MAX marked, and the reason for each below."""
     figure = None
     if ax is None:
-        figure = Figure(figsize=(8, 5), dpi=DPI, layout="constrained")
+        figure = Picture(8, 5)
         ax = figure.subplots()
     curve = rates.curve
     ax.plot(curve.lr, curve.loss, color="0.75", lw=1, label="loss of each batch")
@@ -118,7 +118,7 @@ def lr_range(rates, *, ax=None) -> Figure:
 def applied(steps: list[dict]) -> Figure:
     """Planned and applied rate of every step (``Run.steps``), one on the other, and their difference."""
     epoch, planned, used = (np.array([row[key] for row in steps]) for key in ("epoch", "planned", "applied"))
-    figure = Figure(figsize=(8, 4.8), dpi=DPI, layout="constrained")
+    figure = Picture(8, 4.8)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     top.plot(epoch, planned, color=ORANGE, lw=6, alpha=0.5, label="planned by the policy")
     top.plot(epoch, used, color=BLUE, lw=1.5, label="applied by the optimizer")
@@ -143,7 +143,7 @@ def applied(steps: list[dict]) -> Figure:
 def history(rows: list[dict]) -> Figure:
     """Loss and accuracy of train and test after every epoch (``Run.history``)."""
     epoch = [row["epoch"] for row in rows]
-    figure = Figure(figsize=(9, 4), dpi=DPI, layout="constrained")
+    figure = Picture(9, 4)
     marker = "." if len(rows) <= 60 else None
     for ax, what, unit in zip(figure.subplots(1, 2), ("loss", "accuracy"), ("nats", "%"), strict=True):
         for key, label, color in (
@@ -157,4 +157,47 @@ def history(rows: list[dict]) -> Figure:
         ax.set(xlabel="epoch", ylabel=f"{what} ({unit})", title=f"{what.capitalize()}, after the last epoch:")
         ax.legend(loc="upper right" if what == "loss" else "lower right", fontsize=9)
         ax.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+@styled
+def parity(pairs: dict, epochs: float, steps_per_epoch: int) -> Figure:
+    """Policies as lines and torch's schedulers, driven step by step, as dots on them: {title: (policy, scheduler)}."""
+    figure = Picture(8, 2.6 * len(pairs))
+    epoch = np.arange(round(epochs * steps_per_epoch) + 1) / steps_per_epoch
+    for ax, (title, (policy, scheduler)) in zip(
+        figure.subplots(len(pairs), 1, squeeze=False).flat, pairs.items(), strict=True
+    ):
+        theirs = np.empty(len(epoch))
+        for i in range(len(epoch)):
+            theirs[i] = scheduler.optimizer.param_groups[0]["lr"]
+            if i + 1 < len(epoch):
+                scheduler.optimizer.step()  # a scheduler warns when it moves before its optimizer
+                scheduler.step()
+        ours = policy(epoch)
+        ax.plot(epoch, ours, color=ORANGE, lw=6, alpha=0.5, label=type(policy).__name__)
+        ax.plot(epoch[::4], theirs[::4], ".", ms=4, color=BLUE, label=f"torch, {title}")
+        gap = abs(ours - theirs).max()
+        ax.set(xlabel="epoch", ylabel="learning rate", title=f"{title}: largest difference {gap:.1g}")
+        ax.legend(loc="upper right")
+    return figure
+
+
+@styled
+def annihilation(policy) -> Figure:
+    """A one-cycle policy beside the same triangle squeezed to make room for an annihilation phase, on a log scale.
+
+    The latter as in Smith's paper: the last tenth of the epochs takes the rate from lr_min down to a hundredth of it.
+    """
+    epoch = np.linspace(0, policy.epochs, 2001)
+    start, low = 0.9 * policy.epochs, policy.lr_min / 100
+    knots, rates = [0, policy.peak_epoch, start, policy.epochs], [policy.lr_min, policy.lr_max, policy.lr_min, low]
+    figure = Picture(8, 3.6)
+    for ax, scale in zip(figure.subplots(1, 2), ("linear", "log"), strict=True):
+        ax.axvspan(start, policy.epochs, color="0.92")
+        ax.plot(epoch, np.interp(epoch, knots, rates), color=ORANGE, lw=2, label="with annihilation")
+        ax.plot(epoch, policy(epoch), color=BLUE, lw=2, label="without: ends at LR_MIN")
+        ax.set(xlabel="epoch", ylabel=f"learning rate ({scale} scale)", yscale=scale, xlim=(0, policy.epochs))
+        if scale == "linear":
+            ax.legend(loc="upper right")
     return figure

@@ -10,14 +10,14 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from ..batches import loader
-from ._base import DPI, styled
+from ._base import DPI, Picture, styled
 
 
 def _grid(count: int, columns: int, width: float = 8.5, caption: float = 0.42):
     """A figure of ``count`` square panels without ticks, with ``caption`` inches above each for a title."""
     columns = min(columns, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(width, rows * (width / columns + caption)), dpi=DPI, layout="constrained")
+    figure = Picture(width, rows * (width / columns + caption))
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in panels:
         ax.axis("off")
@@ -34,14 +34,14 @@ def denormalize(x: torch.Tensor, mean, std) -> np.ndarray:
 def samples(images, per_class: int = 8) -> Figure:
     """The first ``per_class`` images of each class, a row a class."""
     classes = images.classes
-    figure = Figure(figsize=(per_class * 0.8 + 1.2, len(classes) * 0.8), dpi=DPI, layout="constrained")
+    figure = Picture(per_class * 0.8 + 1.2, len(classes) * 0.8)
     grid = figure.subplots(len(classes), per_class, squeeze=False)
     for label, row in enumerate(grid):
         found = images.pixels[(images.labels == label).nonzero().flatten()[:per_class]].cpu()
         for ax in row:
             ax.axis("off")
         for ax, pixels in zip(row, found, strict=False):
-            ax.imshow(pixels)
+            ax.imshow(pixels, interpolation="nearest")
         # Text instead of an axis label, which axis("off") would hide.
         row[0].text(-0.15, 0.5, classes[label], transform=row[0].transAxes, ha="right", va="center")
     return figure
@@ -51,16 +51,16 @@ def samples(images, per_class: int = 8) -> Figure:
 def augmented(images, augment, count: int = 6, epochs: int = 7, seed: int = 0) -> Figure:
     """``count`` images as they are (left), and as training sees them in ``epochs`` different epochs."""
     chosen = images[torch.arange(count)]
-    figure = Figure(figsize=((epochs + 1) * 0.95, count * 0.95 + 0.3), dpi=DPI, layout="constrained")
+    figure = Picture((epochs + 1) * 0.95, count * 0.95 + 0.3)
     grid = figure.subplots(count, epochs + 1, squeeze=False)
     for ax, pixels in zip(grid[:, 0], chosen.pixels.cpu(), strict=True):
-        ax.imshow(pixels)
+        ax.imshow(pixels, interpolation="nearest")
     # The place of each image instead of its class as label: an epoch comes in random order, and this undoes it.
     batches = loader(replace(chosen, labels=torch.arange(count)), augment, batch_size=count, seed=seed, workers=0)
     for epoch, column in enumerate(grid[:, 1:].T):
         ((x, place),) = batches.epoch(epoch)
         for ax, picture in zip(column, denormalize(x[place.argsort()], images.mean, images.std), strict=True):
-            ax.imshow(picture)
+            ax.imshow(picture, interpolation="nearest")
         column[0].set_title(f"epoch {epoch + 1}", fontsize=9, loc="center", fontweight="normal")
     grid[0, 0].set_title("original", fontsize=9, loc="center")
     for ax in grid.flat:
@@ -76,7 +76,7 @@ def confusion(confusion, pairs: int = 5) -> Figure:
     counts, classes = confusion.counts, confusion.classes
     wrong = counts - np.diag(np.diag(counts))
     size = max(5.0, 0.62 * len(classes) + 1.5)
-    figure = Figure(figsize=(size + 0.8, size + 0.6), dpi=DPI, layout="constrained")
+    figure = Picture(size + 0.8, size + 0.6)
     ax = figure.subplots()
     annotate = len(classes) <= 20
     sns.heatmap(
@@ -107,7 +107,7 @@ def misclassified(mistakes, columns: int = 5) -> Figure:
     figure, panels = _grid(len(mistakes), columns)
     for i, ax in enumerate(panels):
         true, predicted, probability = mistakes.caption(i)
-        ax.imshow(mistakes.images.pixels[i].cpu())
+        ax.imshow(mistakes.images.pixels[i].cpu(), interpolation="nearest")
         ax.set_title(
             f"{true}, taken for\n{predicted} ({100 * probability:.0f} %)", fontsize=9, loc="center", fontweight="normal"
         )
@@ -125,7 +125,7 @@ def gradcam(cams, zoom: int = 2) -> Figure:
     step_x, step_y = w * zoom + gap, h * zoom + gap
     # One canvas, one pixel of it one pixel of the PNG: sharp, small, and much faster than hundreds of axes.
     canvas = np.full((head + n * step_y, label + columns * step_x + 2 * gap * len(cams.layers), 3), 255, np.uint8)
-    figure = Figure(figsize=(canvas.shape[1] / DPI, canvas.shape[0] / DPI), dpi=DPI)
+    figure = Picture(canvas.shape[1] / DPI, canvas.shape[0] / DPI, layout=None)
     ax = figure.add_axes((0, 0, 1, 1))
     ax.axis("off")
     text = {"fontsize": 7.5, "va": "center"}

@@ -1,0 +1,221 @@
+"""Augmentation: both engines and a slow reference give the same pixels, and what is drawn is uniform."""
+
+import albumentations as A
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from eva_utils import Augment, Images, InputError
+from eva_utils.augment import Draws
+from eva_utils.images import _pair
+
+
+def noise(n: int, height: int, width: int, seed: int = 0) -> Images:
+    """Images in which every pixel and channel differs from its neighbours, so that no shift goes unseen."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (n, height, width, 3), dtype=np.uint8)
+    pixels[..., 1] //= 2  # unequal channels: their means and deviations must not be mixed up
+    data = pixels, np.zeros(n)
+    return _pair(data, data, ["a", "b"], "noise")[0]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def through_albumentations(augment: Augment, images: Images, seed: int = 0) -> tuple[torch.Tensor, Draws]:
+    """The images through ``augment``'s pipeline, one by one, and what albumentations drew for them."""
+    _, height, width, _ = images.pixels.shape
+    pipeline = augment.albumentations(images.mean, images.std, height, width)
+    # The same steps, but telling what they drew.
+    pipeline = A.Compose(pipeline.transforms, save_applied_params=True)
+    pipeline.set_random_seed(seed)
+    out, draws = [], []
+    for image in images.pixels.numpy():
+        result = pipeline(image=image)
+        out.append(result["image"])
+        drawn = dict(result["applied_transforms"])
+        left, top = drawn["RandomCrop"]["crop_coords"][:2] if "RandomCrop" in drawn else (0, 0)
+        hole_left, hole_top = drawn["CoarseDropout"]["holes"][0, :2] if "CoarseDropout" in drawn else (0, 0)
+        draws.append([top, left, "HorizontalFlip" in drawn, hole_top, hole_left])
+    return torch.stack(out), Draws(*torch.tensor(np.array(draws, dtype=np.int64)).T)
+
+
+@pytest.mark.parametrize(
+    ("augment", "height", "width"),
+    [
+        (Augment(), 32, 32),
+        (Augment(), 20, 28),
+        (Augment(), 28, 20),
+        (Augment(padding=0), 24, 20),
+        (Augment(flip=False), 24, 20),
+        (Augment(cutout=0), 24, 20),
+        (Augment(padding=7, cutout=5), 9, 8),
+        (Augment(padding=1, cutout=8), 8, 8),  # the hole is all there is
+        (Augment(padding=0, flip=False, cutout=0), 8, 12),
+    ],
+    ids=str,
+)
+def test_both_engines_make_the_same_pixels_of_the_same_draws(augment, height, width):
+    images = noise(250, height, width)
+    expected, draws = through_albumentations(augment, images)
+    torch.testing.assert_close(augment.batch(images, torch.arange(250), draws), expected, atol=1e-5, rtol=0)
+    # The borders are where an off-by-one would hide; so this must not have passed without them.
+    if augment.padding:
+        assert {0, 2 * augment.padding} <= set(draws.top.tolist()) & set(draws.left.tolist())
+    if augment.flip:
+        assert set(draws.flip.tolist()) == {0, 1}
+    if augment.cutout:
+        assert {0, height - augment.cutout} <= set(draws.hole_top.tolist())
+        assert {0, width - augment.cutout} <= set(draws.hole_left.tolist())
+
+
+def by_hand(augment: Augment, images: Images, index: torch.Tensor, draws: Draws) -> np.ndarray:
+    """The slow way: pad, cut out, turn round, fill; one image after the other, in double precision."""
+    out = []
+    for i, k in enumerate(index.tolist()):
+        image = (images.pixels[k].numpy() / 255 - images.mean) / images.std
+        height, width, _ = image.shape
+        around = (augment.padding, augment.padding)
+        image = np.pad(image, (around, around, (0, 0)), mode="reflect") if augment.padding else image
+        top, left = draws.top[i], draws.left[i]
+        image = image[top : top + height, left : left + width]
+        image = image[:, ::-1].copy() if draws.flip[i] else image.copy()
+        y, x = draws.hole_top[i], draws.hole_left[i]
+        image[y : y + augment.cutout, x : x + augment.cutout] = 0
+        out.append(image.transpose(2, 0, 1))
+    return np.stack(out)
+
+
+@st.composite
+def cases(draw) -> tuple[Augment, int, int]:
+    height, width = draw(st.integers(2, 12)), draw(st.integers(2, 12))
+    side = min(height, width)
+    return Augment(draw(st.integers(0, side - 1)), draw(st.booleans()), draw(st.integers(0, side))), height, width
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(cases(), st.integers(0, 2**32))
+def test_batch_equals_the_slow_way(case, seed):
+    """Any size, padding and hole that fit; images in any order, some of them twice."""
+    augment, height, width = case
+    augment.check(height, width)
+    images = noise(5, height, width)
+    draws = augment.draw(12, height, width, generator(seed))
+    index = torch.randint(5, (12,), generator=generator(seed))
+    np.testing.assert_allclose(
+        augment.batch(images, index, draws), by_hand(augment, images, index, draws), atol=1e-5, rtol=0
+    )
+
+
+def test_batch_is_float32_in_channels_last_memory():
+    images, augment = noise(4, 12, 16), Augment()
+    x = augment.batch(images, torch.arange(4), augment.draw(4, 12, 16, generator()))
+    assert x.shape == (4, 3, 12, 16) and x.dtype == torch.float32
+    assert x.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_images_stay_as_they_were():
+    """The data set is in memory once; an epoch that wrote into it would spoil all that follow."""
+    images, augment = noise(4, 12, 12), Augment()
+    before = images.pixels.clone()
+    augment.batch(images, torch.arange(4), augment.draw(4, 12, 12, generator()))
+    through_albumentations(augment, images)
+    assert torch.equal(images.pixels, before)
+
+
+# Uniformity. Seeds are fixed: a threshold of 1e-4 is passed or failed once and for all.
+
+HEIGHT, WIDTH = 12, 14  # small, so that every pair of positions has enough draws
+
+
+def draws_of(engine: str) -> Draws:
+    if engine == "batch":
+        return Augment().draw(20_000, HEIGHT, WIDTH, generator(1))
+    return through_albumentations(Augment(), noise(1, HEIGHT, WIDTH)[[0] * 4000], seed=1)[1]
+
+
+def p_uniform(values: torch.Tensor, cells: int) -> float:
+    counts = np.bincount(values, minlength=cells)
+    assert len(counts) == cells, "a value outside of its range"
+    return chisquare(counts).pvalue
+
+
+@pytest.mark.parametrize("engine", ["batch", "albumentations"])
+def test_draws_are_uniform_and_independent(engine):
+    draws = draws_of(engine)
+    cells = {"top": 9, "left": 9, "flip": 2, "hole_top": HEIGHT - 8 + 1, "hole_left": WIDTH - 8 + 1}
+    p = {name: p_uniform(getattr(draws, name), count) for name, count in cells.items()}
+    for first in cells:  # pairs too: uniform over all combinations only if neither knows of the other
+        for second in cells:
+            if first < second:
+                pair = getattr(draws, first) * cells[second] + getattr(draws, second)
+                p[first, second] = p_uniform(pair, cells[first] * cells[second])
+    assert min(p.values()) > 1e-4, p
+
+
+@pytest.mark.parametrize("engine", ["batch", "albumentations"])
+def test_every_crop_occurs(engine):
+    draws = draws_of(engine)
+    assert set(draws.top.tolist()) == set(draws.left.tolist()) == set(range(9))
+    assert len(set(zip(draws.top.tolist(), draws.left.tolist(), strict=True))) == 81
+
+
+def test_draws_are_a_function_of_the_generator():
+    draw = Augment().draw
+    first, again, other = (draw(50, 32, 32, generator(seed)) for seed in (3, 3, 4))
+    assert all(torch.equal(value, vars(again)[name]) for name, value in vars(first).items())
+    assert not any(torch.equal(value, vars(other)[name]) for name, value in vars(first).items())
+
+
+def test_draws_can_be_sliced():
+    draws = Augment().draw(10, 32, 32, generator())
+    assert all(torch.equal(value[3:7], vars(draws[3:7])[name]) for name, value in vars(draws).items())
+
+
+# What is switched off, and what cannot be.
+
+OFF = Augment(padding=0, flip=False, cutout=0)
+
+
+def test_all_switched_off_only_normalises():
+    images = noise(6, 10, 8)
+    x = OFF.batch(images, torch.arange(6), OFF.draw(6, 10, 8, generator()))
+    expected = (images.pixels / 255 - torch.tensor(images.mean)) / torch.tensor(images.std)
+    torch.testing.assert_close(x, expected.permute(0, 3, 1, 2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(x.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-4, rtol=0)
+
+
+def test_images_of_one_colour_stay_finite():
+    """Their deviation is zero, which nothing may be divided by."""
+    data = np.full((4, 12, 12, 3), 77, dtype=np.uint8), np.zeros(4)
+    images, _ = _pair(data, data, ["a", "b"], "flat")
+    x = Augment().batch(images, torch.arange(4), Augment().draw(4, 12, 12, generator()))
+    torch.testing.assert_close(x, torch.zeros(4, 3, 12, 12), atol=1e-5, rtol=0)
+    torch.testing.assert_close(through_albumentations(Augment(), images)[0], x, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{"padding": -1}, {"cutout": -8}], ids=str)
+def test_negative_pixels_are_refused(options):
+    ((name, value),) = options.items()
+    with pytest.raises(InputError, match=f"{name} is {value}; it has to be 0 or more"):
+        Augment(**options)
+
+
+@pytest.mark.parametrize(
+    ("augment", "message"),
+    [
+        (Augment(padding=8, cutout=0), "padding is 8; it has to be below the images' side, 8 pixels"),
+        (Augment(padding=0, cutout=9), "cutout is 9; it has to fit into the images' side, 8 pixels"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("height", "width"), [(8, 30), (30, 8)])
+def test_padding_and_hole_have_to_fit(augment, message, height, width):
+    with pytest.raises(InputError, match=message):
+        augment.check(height, width)
+    Augment(padding=7, cutout=8).check(height, width)  # the largest that fit

@@ -1,0 +1,205 @@
+"""The loaders: every image once an epoch, and nothing but (seed, epoch) decides what comes."""
+
+import random
+
+import albumentations as A
+import numpy as np
+import pytest
+import torch
+from albumentations.pytorch import ToTensorV2
+
+from eva_utils import Augment, Images, InputError
+from eva_utils.batches import DeviceLoader, WorkerLoader, loader, plain_batches, seed_for
+
+# Python 3.12 and later warn of every fork of a process with threads, which torch's always is.
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+
+ENGINES = [
+    pytest.param({"engine": "batch"}, id="batch"),
+    pytest.param({"engine": "albumentations", "workers": 0}, id="albumentations"),
+    pytest.param({"engine": "albumentations", "workers": 2}, id="albumentations, 2 workers"),
+]
+every_engine = pytest.mark.parametrize("engine", ENGINES)
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+def make(pixels: np.ndarray) -> Images:
+    n = len(pixels)
+    return Images(torch.from_numpy(pixels), torch.arange(n), tuple(map(str, range(n))), MEAN, STD)
+
+
+def numbered(n: int, side: int = 8) -> Images:
+    """Image i has the value i in every pixel, and the label i."""
+    return make(np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, side, side, 3)).copy())
+
+
+def noise(n: int, side: int = 12) -> Images:
+    return make(np.random.default_rng(0).integers(0, 256, (n, side, side, 3), dtype=np.uint8))
+
+
+def numbers(x: torch.Tensor) -> list[int]:
+    """Which of the ``numbered`` images these are; all their pixels have to say so."""
+    pixels = (x * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255
+    torch.testing.assert_close(pixels, pixels[:, :1, :1, :1].round().expand_as(pixels), atol=1e-3, rtol=0)
+    return pixels[:, 0, 0, 0].round().int().tolist()
+
+
+def whole(loader, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """All of an epoch as one (x, y)."""
+    x, y = zip(*loader.epoch(epoch), strict=True)
+    return torch.cat(x), torch.cat(y)
+
+
+def same(a, b) -> bool:
+    """Bit by bit."""
+    return all(torch.equal(first, second) for first, second in zip(a, b, strict=True))
+
+
+@every_engine
+@pytest.mark.parametrize(("n", "batch_size", "sizes"), [(23, 8, [8, 8, 7]), (24, 8, [8, 8, 8]), (5, 5, [5])])
+def test_every_image_comes_once_with_its_label(engine, n, batch_size, sizes):
+    batches = loader(numbered(n), None, batch_size, **engine)
+    orders = []
+    for epoch in (0, 1):
+        found = [(numbers(x), y.tolist()) for x, y in batches.epoch(epoch)]
+        assert [len(y) for _, y in found] == sizes
+        assert len(batches) == len(sizes)
+        assert all(x == y for x, y in found)
+        orders.append([label for _, y in found for label in y])
+        assert sorted(orders[-1]) == list(range(n))
+    assert orders[0] != orders[1]
+    assert orders[0] != sorted(orders[0])
+
+
+@every_engine
+def test_batch_is_what_the_network_takes(engine):
+    for x, y in loader(noise(5), Augment(), 3, **engine).epoch(0):
+        assert x.dtype == torch.float32 and x.shape[1:] == (3, 12, 12)
+        assert x.is_contiguous(memory_format=torch.channels_last)
+        assert y.dtype == torch.int64 and y.shape == x.shape[:1]
+
+
+@every_engine
+def test_epoch_is_a_function_of_seed_and_number(engine):
+    def new(seed: int):
+        return loader(noise(13), Augment(), 4, seed=seed, **engine)
+
+    old = new(5)
+    first, second, third = (whole(old, epoch) for epoch in range(3))
+    assert same(whole(old, 1), second), "the same again"
+    assert same(whole(new(5), 2), third), "without the earlier epochs"
+    assert not torch.equal(first[1], second[1]) and not torch.equal(second[1], third[1])
+    other = whole(new(6), 0)
+    assert not torch.equal(other[1], first[1]), "another seed"
+    assert not torch.equal(other[1], second[1]), "5 + 1 is not 6 + 0"
+
+
+@every_engine
+def test_augmentation_changes_with_the_epoch(engine):
+    """One image alone: whatever differs was drawn for it."""
+    batches = loader(noise(1), Augment(), 1, **engine)
+    versions = {whole(batches, epoch)[0].numpy().tobytes() for epoch in range(5)}
+    assert len(versions) == 5
+
+
+@every_engine
+def test_epoch_broken_off_leaves_no_trace(engine):
+    batches = loader(noise(13), Augment(), 4, **engine)
+    expected = whole(batches, 0)
+    unfinished = batches.epoch(0)
+    next(unfinished)
+    unfinished.close()
+    assert same(whole(batches, 0), expected)
+
+
+def test_number_of_workers_changes_nothing():
+    none, one, two = (
+        whole(loader(noise(21), Augment(), 4, engine="albumentations", workers=workers), 3) for workers in (0, 1, 2)
+    )
+    assert same(none, one) and same(none, two)
+
+
+@every_engine
+def test_no_augmentation_is_repeated(engine):
+    """64 copies of one image in 8 batches. With 9 * 9 * 2 * 25 * 25 versions, more than one pair is no chance."""
+    images = make(noise(1, 32).pixels.numpy().repeat(64, axis=0))
+    batches = [x for x, _ in loader(images, Augment(), 8, **engine).epoch(0)]
+    for i, first in enumerate(batches):  # workers with the same random numbers would repeat whole batches
+        assert not any(torch.equal(first, second) for second in batches[:i])
+    assert len({image.numpy().tobytes() for x in batches for image in x}) >= 63
+
+
+@every_engine
+def test_global_random_numbers_are_left_alone(engine):
+    """Theirs to seed, and theirs to spoil: neither does an epoch move them nor do they move an epoch."""
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)
+    before = torch.get_rng_state(), str(np.random.get_state(legacy=False)), random.getstate()
+    expected = whole(loader(noise(9), Augment(), 4, **engine), 0)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (str(np.random.get_state(legacy=False)), random.getstate()) == before[1:]
+    torch.manual_seed(2), np.random.seed(2), random.seed(2)
+    assert same(whole(loader(noise(9), Augment(), 4, **engine), 0), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pipeline_of_ones_own(workers):
+    """It takes the second engine without being told, with what it draws from our seed."""
+    images = noise(10)
+    own = A.Compose([A.HorizontalFlip(p=1), A.RandomBrightnessContrast(p=0.5), A.Normalize(MEAN, STD), ToTensorV2()])
+    batches = loader(images, own, 4, workers=workers)
+    x, y = whole(batches, 0)
+    assert sorted(y.tolist()) == list(range(10))
+    flipped = [
+        torch.allclose(image, plain.flip(2), atol=1e-5)
+        for image, plain in zip(x, torch.cat([p for p, _ in plain_batches(images[y], 4, "cpu")]), strict=True)
+    ]
+    assert 0 < sum(flipped) < 10  # those whose brightness stayed
+    assert same(whole(loader(images, own, 4, workers=workers), 0), (x, y))
+
+
+def test_engine_decides_the_loader():
+    images = noise(4)
+    assert isinstance(loader(images, Augment(), 2), DeviceLoader)
+    assert isinstance(loader(images, None, 2), DeviceLoader)
+    assert isinstance(loader(images, Augment(), 2, engine="albumentations"), WorkerLoader)
+    assert isinstance(loader(images, A.Compose([A.Normalize(), ToTensorV2()]), 2), WorkerLoader)
+
+
+def test_plain_batches_come_in_order():
+    found = [(numbers(x), y.tolist()) for x, y in plain_batches(numbered(7), 3, "cpu")]
+    assert found == [([0, 1, 2], [0, 1, 2]), ([3, 4, 5], [3, 4, 5]), ([6], [6])]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 11}, "batch_size is 11; it has to be between 1 and the 10 training images"),
+        ({"batch_size": 0}, "batch_size is 0;"),
+        ({"engine": "gpu"}, "engine is 'gpu'; it has to be 'batch' or 'albumentations'"),
+        ({"workers": -1}, "workers is -1; it has to be 0 or more"),
+        ({"augment": Augment(padding=12)}, "padding is 12;"),
+        ({"augment": Augment(cutout=13), "engine": "albumentations"}, "cutout is 13;"),
+    ],
+    ids=str,
+)
+def test_bad_argument_is_named_with_its_value(options, message):
+    with pytest.raises(InputError, match=message):
+        loader(noise(10), **{"batch_size": 4, **options})
+
+
+# Seeds.
+
+
+def test_seeds_are_distinct_and_of_63_bits():
+    """Also where adding the numbers up would collide: (0, 1) and (1, 0)."""
+    seeds = [seed_for(seed, epoch, step) for seed in range(12) for epoch in range(12) for step in range(12)]
+    assert len(set(seeds)) == 12**3
+    assert all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds)
+    assert max(seeds) > 2**60  # and they use them
+    assert seed_for(3, 4) == seed_for(3, 4)
+
+
+def test_seeds_of_more_numbers_and_of_large_numbers_are_distinct_too():
+    """The order of an epoch, (seed, epoch), must not share its seed with the epoch's first batch, (seed, epoch, 0)."""
+    tuples = [(1, 2), (1, 2, 0), (1, 2, 0, 0), (1,), (1, 0), (2**32,), (0, 1), (0,), (0, 0), (1, 2**32), (1, 0, 1)]
+    assert len({seed_for(*numbers) for numbers in tuples}) == len(tuples)

@@ -1,0 +1,207 @@
+"""A checkpoint survives whatever happens while the next one is written, and a damaged one is refused."""
+
+import io
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from eva_utils import InputError, checkpoint
+
+
+def state(value: float = 1.0) -> dict:
+    return {
+        "model": {"weight": torch.full((3, 5), value), "count": torch.tensor(7)},
+        "history": [{"epoch": 1, "loss": value}],
+        "name": "digits",
+    }
+
+
+def is_state(loaded: dict, value: float = 1.0) -> bool:
+    model, expected = loaded.pop("model"), state(value)
+    right = expected.pop("model")
+    tensors_equal = model.keys() == right.keys() and all(model[key].equal(right[key]) for key in right)
+    return tensors_equal and loaded == {"format": checkpoint.FORMAT, **expected}
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    """A checkpoint that is there already."""
+    path = tmp_path / "run" / "checkpoint.pt"
+    checkpoint.save(path, state(1.0))
+    return path
+
+
+@pytest.fixture
+def whole(file) -> bytes:
+    return file.read_bytes()
+
+
+def assert_unharmed(file: Path) -> None:
+    assert is_state(checkpoint.load(file), 1.0)
+    assert os.listdir(file.parent) == [file.name]  # no part is left over either
+
+
+def test_round_trip(file):
+    assert_unharmed(file)
+
+
+def test_the_next_one_takes_its_place(file):
+    checkpoint.save(file, state(2.0))
+    assert is_state(checkpoint.load(file), 2.0)
+    assert os.listdir(file.parent) == [file.name]
+
+
+# While writing
+
+
+def half_then(error):
+    """A torch.save that writes half of the file and then fails."""
+    save = torch.save
+
+    def broken(content, path):
+        whole = io.BytesIO()
+        save(content, whole)
+        Path(path).write_bytes(whole.getvalue()[: whole.tell() // 2])
+        if error:
+            raise error
+
+    return broken
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] unexpected pos"), "enforce fail"),
+    ],
+)
+def test_failed_write_is_an_input_error_and_keeps_the_previous(error, words, file, monkeypatch):
+    monkeypatch.setattr(torch, "save", half_then(error))
+    with pytest.raises(InputError, match=words) as caught:
+        checkpoint.save(file, state(2.0))
+    assert str(file) in str(caught.value)
+    assert_unharmed(file)
+
+
+def test_ctrl_c_while_writing_keeps_the_previous(file, monkeypatch):
+    monkeypatch.setattr(torch, "save", half_then(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(file, state(2.0))
+    assert_unharmed(file)
+
+
+def test_what_reads_back_wrong_does_not_replace_the_previous(file, monkeypatch):
+    monkeypatch.setattr(torch, "save", half_then(None))  # a disk that loses half without a word
+    with pytest.raises(InputError):
+        checkpoint.save(file, state(2.0))
+    assert_unharmed(file)
+
+
+def test_a_full_disk_keeps_the_previous(file):
+    # The real thing: the system itself refuses to let any file grow beyond the limit.
+    resource = pytest.importorskip("resource")
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, old[1]))
+    try:
+        with pytest.raises(InputError, match="cannot write"):
+            checkpoint.save(file, {"weight": torch.zeros(1 << 18)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert_unharmed(file)
+
+
+def test_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(InputError, match=r"cannot write .*checkpoint\.pt"):
+        checkpoint.save(tmp_path / "run" / "checkpoint.pt", state())
+
+
+# While reading
+
+
+@pytest.mark.parametrize("sixteenths", range(16))
+def test_truncated_file_is_refused(sixteenths, file):
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) * sixteenths // 16])
+    with pytest.raises(InputError, match="damaged") as caught:
+        checkpoint.load(file)
+    assert str(file) in str(caught.value)
+
+
+def test_one_flipped_bit_in_a_tensor_is_refused(file):
+    content = bytearray(file.read_bytes())
+    weights = bytes(state()["model"]["weight"].numpy())
+    content[content.index(weights) + 9] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="damaged"):
+        checkpoint.load(file)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_anywhere_is_refused_or_harmless(place, bit, whole, file):
+    content = bytearray(whole)
+    content[int(place * len(content))] ^= 1 << bit
+    file.write_bytes(content)
+    try:
+        loaded = checkpoint.load(file)
+    except InputError:
+        return
+    assert is_state(loaded)  # it was in the padding between two records
+
+
+def test_a_bit_that_makes_a_record_look_compressed_is_refused(whole, file):
+    content = bytearray(whole)
+    with zipfile.ZipFile(file) as archive:
+        directory = archive.start_dir
+    content[directory + 10] ^= 8  # the method of the first record: stored -> deflated
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="damaged"):
+        checkpoint.load(file)
+
+
+def test_newer_format_is_refused(file):
+    torch.save({"format": checkpoint.FORMAT + 1, **state()}, file)
+    with pytest.raises(InputError, match=f"format {checkpoint.FORMAT + 1}.*update"):
+        checkpoint.load(file)
+
+
+@pytest.mark.parametrize(
+    "content", [[1, 2], {"state_dict": {}}, torch.zeros(3), {"format": "of another program"}], ids=repr
+)
+def test_a_file_of_another_program_is_refused(content, file):
+    torch.save(content, file)
+    with pytest.raises(InputError, match="not a checkpoint of this package"):
+        checkpoint.load(file)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"nothing\.pt"):
+        checkpoint.load(tmp_path / "nothing.pt")
+
+
+class Trap:
+    """Makes a folder as soon as it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("how", [torch.save, lambda content, file: file.write_bytes(pickle.dumps(content))])
+def test_code_in_a_checkpoint_is_refused_and_does_not_run(how, file, tmp_path):
+    how({"format": checkpoint.FORMAT, "model": Trap(tmp_path / "trapped")}, file)
+    with pytest.raises(InputError):
+        checkpoint.load(file)
+    assert not (tmp_path / "trapped").exists()
+    # The trap works: who unpickles it without care is caught.
+    pickle.loads(pickle.dumps(Trap(tmp_path / "trapped")))
+    assert (tmp_path / "trapped").exists()

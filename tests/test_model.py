@@ -1,0 +1,214 @@
+"""The network: its size, its shapes, what its residual blocks compute, and the table of its layers."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from eva_utils import InputError, ResNet9, summary
+
+PARAMETERS = 6_573_120
+
+
+@pytest.fixture(scope="module")
+def full() -> ResNet9:
+    """The network of the assignment, on the meta device: shapes without memory or arithmetic."""
+    with torch.device("meta"):
+        return ResNet9().eval()
+
+
+def small(**options) -> ResNet9:
+    """A narrow network in eval mode whose BatchNorm layers do something, unlike freshly made ones."""
+    torch.manual_seed(0)
+    model = ResNet9(width=8, **options).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.2)
+    return model
+
+
+def test_parameters(full):
+    assert sum(p.numel() for p in full.parameters()) == PARAMETERS
+
+
+def test_convolutions_and_linear_have_no_bias(full):
+    layers = [module for module in full.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    assert len(layers) == 9
+    assert all(layer.bias is None for layer in layers)
+
+
+def test_stages_give_the_shapes_of_the_assignment(full):
+    shapes = {}
+    hooks = [
+        stage.register_forward_hook(lambda _, inputs, output, name=name: shapes.update({name: tuple(output.shape)}))
+        for name, stage in full.named_children()
+    ]
+    full(torch.zeros(1, 3, 32, 32, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    assert shapes == {
+        "prep": (1, 64, 32, 32),
+        "layer1": (1, 128, 16, 16),
+        "layer2": (1, 256, 8, 8),
+        "layer3": (1, 512, 4, 4),
+        "head": (1, 10),
+    }
+
+
+def kinds(module: nn.Module) -> list[str]:
+    return [type(leaf).__name__ for leaf in module.modules() if not any(leaf.children())]
+
+
+def test_layers_are_in_the_order_of_the_assignment(full):
+    plain, pooled = ["Conv2d", "BatchNorm2d", "ReLU"], ["Conv2d", "MaxPool2d", "BatchNorm2d", "ReLU"]
+    assert kinds(full.prep) == plain
+    assert kinds(full.layer2) == pooled
+    for stage in (full.layer1, full.layer3):
+        assert kinds(stage.down) == pooled
+        assert kinds(stage.residual) == plain + plain
+
+
+def test_forward_and_backward_cost(full):
+    """2.27 GFLOP for an image, which the assignment's 2.73 PFLOP for 24 epochs of 50,000 follow from."""
+    with FlopCounterMode(display=False) as counter:
+        full(torch.zeros(1, 3, 32, 32, device="meta")).sum().backward()
+    assert counter.get_total_flops() == pytest.approx(2.27e9, rel=0.002)
+    assert counter.get_total_flops() * 24 * 50_000 == pytest.approx(2.73e15, rel=0.002)
+
+
+@pytest.mark.parametrize("name", ["layer1", "layer3"])
+def test_residual_stage_adds_its_input_once(name):
+    """out = X + R(X), written out with the functions behind the layers."""
+
+    def conv_bn(block, x, pool=False):
+        x = nn.functional.conv2d(x, block.conv.weight, stride=1, padding=1)
+        x = nn.functional.max_pool2d(x, 2) if pool else x
+        bn = block.bn
+        x = nn.functional.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
+        return x.clamp(min=0)
+
+    stage = getattr(small(), name)
+    x = torch.randn(2, stage.down.conv.in_channels, 8, 8)
+    with torch.no_grad():
+        shortcut = conv_bn(stage.down, x, pool=True)
+        residual = conv_bn(stage.residual[1], conv_bn(stage.residual[0], shortcut))
+        torch.testing.assert_close(stage(x), shortcut + residual)
+    assert residual.abs().max() > 0.01  # else the sum would say nothing
+
+
+def test_head_is_the_maximum_of_each_channel_times_the_matrix_times_the_scale():
+    model = small(logit_scale=0.3)
+    x = torch.randn(2, 64, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(model.head(x), 0.3 * (x.amax((2, 3)) @ model.head.linear.weight.T))
+
+
+def test_logits_are_multiplied_by_logit_scale():
+    plain, scaled, default = small(logit_scale=1.0), small(logit_scale=0.25), small()
+    x = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(scaled(x), 0.25 * plain(x))
+        torch.testing.assert_close(default(x), 0.125 * plain(x))
+
+
+@pytest.mark.parametrize("side", [8, 48])
+def test_other_sides(side):
+    assert small(num_classes=7)(torch.zeros(2, 3, side, side)).shape == (2, 7)
+
+
+def test_every_parameter_gets_a_gradient():
+    """In training mode, with ReLUs that work in place."""
+    model = small().train()
+    model(torch.randn(4, 3, 32, 32)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "value"), [("num_classes", 1), ("num_classes", 0), ("width", 0), ("width", -8)])
+def test_bad_argument_is_named_with_its_value(name, value):
+    with pytest.raises(InputError, match=f"{name} is {value}; it has to be"):
+        ResNet9(**{name: value})
+
+
+# The table of the layers.
+
+
+def leaves(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if not any(module.children())]
+
+
+def rows(text: str) -> list[list[str]]:
+    """The table's rows between head and total, as words."""
+    return [line.split() for line in text.splitlines()[2:-2]]
+
+
+def test_summary_has_a_row_for_each_layer_and_the_totals(full):
+    text = summary(full)
+    assert [row[0] for row in rows(text)] == leaves(full)
+    assert text.splitlines()[-1].split() == ["total", f"{PARAMETERS:,}", "379.26"]
+
+
+def test_summary_row_gives_shape_parameters_and_multiply_adds(full):
+    # layer2.conv: 3 * 3 * 128 * 256 weights, each used at 16 x 16 places.
+    assert ["layer2.conv", "256", "x", "16", "x", "16", "294,912", "75.50"] in rows(summary(full))
+
+
+def test_summary_rows_add_up_to_the_totals(full):
+    table = rows(summary(full))
+    assert sum(int(row[-2].replace(",", "")) for row in table) == PARAMETERS
+    assert sum(float(row[-1]) for row in table) == pytest.approx(379.26, abs=0.05)
+
+
+def test_summary_of_another_size(full):
+    assert ["prep.conv", "64", "x", "16", "x", "16", "1,728", "0.44"] in rows(summary(full, size=16))
+
+
+def state(model: nn.Module):
+    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    return [m.training for m in model.modules()], hooks, {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def test_summary_leaves_the_model_as_it_was():
+    model = small().train()
+    model.layer1.eval()  # a mixture of modes, and a hook of the user's own
+    model.prep.conv.register_forward_hook(lambda *_: None)
+    modes, hooks, values = state(model)
+    assert summary(model) == summary(model)
+    after = state(model)
+    assert after[:2] == (modes, hooks)
+    assert all(torch.equal(values[name], after[2][name]) for name in values)
+
+
+def test_summary_leaves_the_model_as_it_was_when_it_fails():
+    model = small().train()
+    modes, hooks, _ = state(model)
+    with pytest.raises(RuntimeError):
+        summary(model, size=4)  # too small for three poolings
+    assert state(model)[:2] == (modes, hooks)
+
+
+def test_summary_leaves_the_random_numbers_alone():
+    model = small()
+    before = torch.get_rng_state()
+    summary(model)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_summary_of_a_model_of_ones_own():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 5, stride=2)
+            self.out = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.out(self.conv(x).mean((2, 3)))
+
+    text = summary(Own())
+    assert rows(text) == [
+        ["conv", "4", "x", "14", "x", "14", "304", "0.06"],  # 3 * 4 * 25 weights and 4 biases
+        ["out", "2", "10", "0.00"],
+    ]
+    assert text.splitlines()[-1].split() == ["total", "314", "0.06"]

@@ -1,0 +1,409 @@
+"""Figures: each draws the numbers it was given, is saved small, and leaves matplotlib's global state alone."""
+
+import itertools
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+from PIL import Image
+from torch.optim.lr_scheduler import CyclicLR
+
+from eva_utils import Augment, ExpRange, Images, InputError, OneCycle, Triangular, Triangular2, plots
+from eva_utils.explain import Cams, Confusion, Mistakes
+from eva_utils.lr_finder import LRRange, choose_rates
+from eva_utils.plots.pictures import denormalize
+
+LIMIT = 200_000  # bytes
+CLASSES = ("ant", "bee", "cat")
+ZIGZAG = Triangular(0.01, 0.1, 4)
+ONE_CYCLE = OneCycle(6, 2, 0.02, 0.4)
+POLICIES = {"triangular": ZIGZAG, "triangular2": Triangular2(0.01, 0.1, 4), "exp_range": ExpRange(0.01, 0.1, 4)}
+
+
+def torchs() -> CyclicLR:
+    """torch's zigzag, ten steps an epoch."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    return CyclicLR(optimizer, 0.01, 0.1, step_size_up=40, cycle_momentum=False)
+
+
+def found() -> LRRange:
+    lr = np.geomspace(1e-3, 10, 90)
+    noise = 0.02 * np.random.default_rng(0).normal(size=90)
+    lr_min, lr_max, reasons, curve = choose_rates(lr, 2.3 - 1 / (1 + (0.05 / lr) ** 2) + noise)
+    return LRRange(lr_min, lr_max, reasons, curve, 1.0, {})
+
+
+def steps() -> list[dict]:
+    """The applied rate is another than the planned one, so that a figure cannot mix them up."""
+    rows = [{"epoch": i / 10, "planned": ONE_CYCLE(i / 10)} for i in range(60)]
+    return [row | {"applied": row["planned"] + 0.001 * (i % 3)} for i, row in enumerate(rows)]
+
+
+def history() -> list[dict]:
+    keys = [f"{which}_{what}" for what in ("loss", "accuracy") for which in ("train", "test")]
+    keys += ["test_loss_ema", "test_accuracy_ema"]
+    return [{"epoch": epoch + 1} | {key: 10.0 * i + epoch for i, key in enumerate(keys)} for epoch in range(6)]
+
+
+def confused() -> Confusion:
+    return Confusion(np.array([[50, 3, 0], [7, 40, 1], [0, 9, 30]]), CLASSES)
+
+
+def images(n: int = 12, height: int = 16, width: int = 16) -> Images:
+    """Random pixels: the hardest to save small."""
+    generator = torch.Generator().manual_seed(n)
+    pixels = torch.randint(256, (n, height, width, 3), generator=generator, dtype=torch.uint8)
+    return Images(pixels, torch.arange(n) % 3, CLASSES, (0.5, 0.4, 0.6), (0.25, 0.3, 0.2))
+
+
+def mistakes(n: int = 6, height: int = 16, width: int = 16) -> Mistakes:
+    wrong = images(n, height, width)
+    probabilities = torch.full((n, 3), 0.1)
+    predicted = (wrong.labels + 1) % 3
+    probabilities[torch.arange(n), predicted] = 0.8
+    return Mistakes(wrong, torch.arange(n), predicted, probabilities)
+
+
+def cams(n: int = 3, height: int = 16, width: int = 16) -> Cams:
+    heat = np.random.default_rng(0).random((2, n, 2, height, width), np.float32)
+    return Cams(mistakes(n, height, width), ("layer1", "layer2"), heat[0], heat[1])
+
+
+DRAW = {
+    "annihilation": lambda: plots.annihilation(ONE_CYCLE),
+    "applied": lambda: plots.applied(steps()),
+    "augmented": lambda: plots.augmented(images(), Augment(2, True, 4)),
+    "confusion": lambda: plots.confusion(confused()),
+    "gradcam": lambda: plots.gradcam(cams()),
+    "history": lambda: plots.history(history()),
+    "lr_range": lambda: plots.lr_range(found()),
+    "misclassified": lambda: plots.misclassified(mistakes()),
+    "parity": lambda: plots.parity({"CyclicLR": (ZIGZAG, torchs())}, epochs=16, steps_per_epoch=10),
+    "policies": lambda: plots.policies(POLICIES, 24),
+    "samples": lambda: plots.samples(images()),
+    "schedule": lambda: plots.schedule(ONE_CYCLE),
+    "zigzag": lambda: plots.zigzag(ZIGZAG),
+}
+
+
+def texts(ax) -> str:
+    """All words in and around ``ax``."""
+    parts = [text.get_text() for text in ax.texts]
+    parts += [ax.get_title(loc) for loc in ("left", "center", "right")]
+    return " ".join([*parts, ax.get_xlabel(), ax.get_ylabel()])
+
+
+def runs(mask: np.ndarray) -> int:
+    """How many times ``mask`` becomes true."""
+    return int(np.diff(mask.astype(int), prepend=0).clip(0).sum())
+
+
+def places(picture: np.ndarray, panel: np.ndarray) -> list[tuple[int, int]]:
+    """Every (y, x) where ``panel`` is found in ``picture``, pixel by pixel."""
+    h, w, _ = panel.shape
+    corners = (picture[: len(picture) - h + 1, : picture.shape[1] - w + 1] == panel[0, 0]).all(-1)
+    return [(y, x) for y, x in np.argwhere(corners).tolist() if np.array_equal(picture[y : y + h, x : x + w], panel)]
+
+
+def shown(ax) -> np.ndarray:
+    """The pixels of the one image in ``ax``."""
+    (image,) = ax.images
+    return np.asarray(image.get_array())
+
+
+# All figures
+
+
+@pytest.mark.parametrize("name", sorted(set(plots.__all__) - {"save"}))
+def test_every_figure_is_a_small_png_and_changes_nothing_global(name, tmp_path):
+    before = matplotlib.rcParams.copy()
+    figure = DRAW[name]()
+    file = plots.save(figure, tmp_path / "new" / "figure.png")
+    assert isinstance(figure, Figure)
+    assert file == tmp_path / "new" / "figure.png"
+    data = file.read_bytes()
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    assert len(data) < LIMIT
+    with Image.open(file) as picture:
+        width, height = figure.get_size_inches() * 100
+        assert picture.size == (pytest.approx(width, abs=1), pytest.approx(height, abs=1))
+        # GitHub shows about 850 pixels; letters in a much wider figure could not be read there.
+        assert picture.width <= 1100
+        assert len(np.unique(np.asarray(picture.convert("L")))) > 1  # not a white sheet
+    after = matplotlib.rcParams.copy()
+    assert {key for key in after if key != "backend" and after[key] != before[key]} == set()
+    assert pyplot.get_fignums() == []
+
+
+@pytest.mark.parametrize(("name", "what"), [("zigzag", ZIGZAG), ("schedule", ONE_CYCLE), ("lr_range", found())])
+def test_axes_that_are_given_are_drawn_into(name, what):
+    figure = Figure()
+    left, right = figure.subplots(1, 2)
+    assert getattr(plots, name)(what, ax=right) is figure
+    assert figure.axes == [left, right]
+    assert right.lines
+    assert not left.lines
+
+
+def test_a_notebook_shows_a_figure_as_png():
+    assert plots.zigzag(ZIGZAG)._repr_png_().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_save_replaces_what_was_there(tmp_path):
+    file = tmp_path / "figure.png"
+    file.write_bytes(b"old")
+    plots.save(plots.zigzag(ZIGZAG), file)
+    assert [f.name for f in tmp_path.iterdir()] == ["figure.png"]
+    assert file.stat().st_size > 100
+
+
+@pytest.mark.parametrize("side", [32, 96])
+def test_figures_full_of_noise_are_small_as_well(tmp_path, side):
+    for draw in (plots.gradcam, lambda cams: plots.misclassified(cams.mistakes)):
+        file = plots.save(draw(cams(25, side, side)), tmp_path / "figure.png")
+        assert file.stat().st_size < LIMIT
+        with Image.open(file) as picture:
+            picture.verify()
+
+
+@pytest.mark.parametrize("place", ["file/figure.png", "folder"])
+def test_save_says_where_it_cannot_write(tmp_path, place):
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match=f"cannot write .*{place}"):
+        plots.save(plots.zigzag(ZIGZAG), tmp_path / place)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["file", "folder"]  # no half of a figure either
+
+
+# Curves
+
+
+@pytest.mark.parametrize("annotate", [False, True])
+@pytest.mark.parametrize("cycles", [1, 3])
+def test_zigzag(annotate, cycles):
+    (ax,) = plots.zigzag(ZIGZAG, cycles, annotate=annotate).axes
+    x, y = max((line.get_data() for line in ax.lines), key=lambda data: len(data[0]))
+    assert (x[0], x[-1]) == (0, 8 * cycles)
+    assert np.array_equal(y, ZIGZAG(x))
+    assert runs(np.isclose(y, 0.1)) == cycles
+    assert runs(np.isclose(y, 0.01)) == cycles + 1
+    assert ax.axison == annotate
+    words = texts(ax)
+    for word in ("LR_MAX = 0.1", "LR_MIN = 0.01", "step size = 4", "cycle = 8 epochs", "learning rate", "epoch"):
+        assert (word in words) == annotate
+
+
+def test_policies():
+    figure = plots.policies(POLICIES, 24)
+    drawn = [ax for ax in figure.axes if ax.get_visible()]
+    assert len(drawn) == 3
+    for ax, (name, policy) in zip(drawn, POLICIES.items(), strict=True):
+        (line,) = ax.lines
+        x, y = line.get_data()
+        assert name in texts(ax)
+        assert (x[0], x[-1]) == (0, 24)
+        assert np.array_equal(y, policy(x))
+    assert len({ax.get_ylim() for ax in drawn}) == 1  # one scale, so that they can be compared
+    assert (figure.get_supxlabel(), figure.get_supylabel()) == ("epoch", "learning rate")
+
+
+def test_schedule():
+    (ax,) = plots.schedule(ONE_CYCLE).axes
+    x, y = ax.lines[0].get_data()
+    assert (x[0], x[-1]) == (0, 6)
+    assert np.array_equal(y, ONE_CYCLE(x))
+    assert ax.lines[1].get_xydata().tolist() == [[0, 0.02], [2, 0.4], [6, 0.02]]
+    for word in ("LR_MIN = 0.02", "LR_MAX = 0.4 at epoch 2", "LR_MIN at epoch 6", "learning rate"):
+        assert word in texts(ax)
+
+
+def test_parity_shows_both_and_their_distance():
+    pairs = {"like it": (ZIGZAG, torchs()), "unlike it": (Triangular(0.01, 0.2, 4), torchs())}
+    like, unlike = plots.parity(pairs, epochs=16, steps_per_epoch=10).axes
+    for ax, policy in ((like, ZIGZAG), (unlike, Triangular(0.01, 0.2, 4))):
+        epoch, ours = ax.lines[0].get_data()
+        assert np.array_equal(epoch, np.arange(161) / 10)
+        assert np.array_equal(ours, policy(epoch))
+        dots, theirs = ax.lines[1].get_data()
+        np.testing.assert_allclose(theirs, ZIGZAG(dots), atol=1e-9)
+    assert "unlike it: largest difference 0.1" in texts(unlike)
+    assert "like it: largest difference" in texts(like)
+    assert float(texts(like).split("difference ")[1].split()[0]) < 1e-9
+
+
+def test_annihilation_is_on_one_curve_only():
+    for ax in plots.annihilation(ONE_CYCLE).axes:
+        with_it, without = (line.get_ydata() for line in ax.lines)
+        assert np.array_equal(without, ONE_CYCLE(ax.lines[1].get_xdata()))
+        assert without[-1] == without.min() == 0.02
+        assert with_it[-1] == with_it.min() == pytest.approx(0.0002)
+        assert with_it.max() == pytest.approx(0.4, rel=1e-3)
+
+
+def test_lr_range():
+    rates = found()
+    figure = plots.lr_range(rates)
+    (ax,) = figure.axes
+    assert np.array_equal(ax.lines[0].get_xydata(), np.stack([rates.curve.lr, rates.curve.loss], 1))
+    assert np.array_equal(ax.lines[1].get_xydata(), np.stack([rates.curve.lr, rates.curve.smooth], 1))
+    vertical = [x[0] for x in (line.get_xdata() for line in ax.lines[2:]) if x[0] == x[1]]
+    assert vertical == [rates.lr_min, rates.lr_max]
+    assert f"LR_MIN = {rates.lr_min:.3g}" in texts(ax)
+    assert f"LR_MAX = {rates.lr_max:.3g}" in texts(ax)
+    below = "".join(figure.get_supxlabel().split())  # wherever its lines are broken
+    for name, reason in rates.reasons.items():
+        assert "".join(f"{name.upper()}: {reason}".split()) in below
+    assert ax.get_xscale() == "log"
+    assert "nats" in ax.get_ylabel()
+
+
+def test_applied():
+    rows = steps()
+    top, bottom = plots.applied(rows).axes
+    epoch, planned, used = ([row[key] for row in rows] for key in ("epoch", "planned", "applied"))
+    by_label = {line.get_label(): line for line in top.lines}
+    for label, values in (("planned by the policy", planned), ("applied by the optimizer", used)):
+        assert by_label[label].get_xydata().tolist() == [list(pair) for pair in zip(epoch, values, strict=True)]
+    (difference,) = bottom.lines
+    np.testing.assert_array_equal(difference.get_ydata(), np.array(used) - np.array(planned))
+    assert "60 steps: 0.002" in texts(bottom)
+    assert f"{max(used):.4g} at epoch 2" in texts(top)
+
+
+def test_applied_as_planned_differs_by_zero():
+    rows = [row | {"applied": row["planned"]} for row in steps()]
+    _, bottom = plots.applied(rows).axes
+    assert texts(bottom).rstrip().count("60 steps: 0 ") == 1
+    assert not bottom.lines[0].get_ydata().any()
+
+
+def test_history():
+    rows = history()
+    loss, accuracy = plots.history(rows).axes
+    for ax, what in ((loss, "loss"), (accuracy, "accuracy")):
+        assert len(ax.lines) == 3
+        for line, key in zip(ax.lines, (f"train_{what}", f"test_{what}", f"test_{what}_ema"), strict=True):
+            assert list(line.get_xdata()) == [1, 2, 3, 4, 5, 6]
+            assert list(line.get_ydata()) == [row[key] for row in rows]
+            assert f"{rows[-1][key]:.2f}" in line.get_label()  # the last epoch is the result
+            assert line.get_label().startswith(key[:4])
+            assert ("EMA" in line.get_label()) == key.endswith("ema")
+    assert "nats" in loss.get_ylabel()
+    assert "%" in accuracy.get_ylabel()
+
+
+def test_history_of_one_epoch():
+    assert len(plots.history(history()[:1]).axes) == 2
+
+
+# Pictures
+
+
+def test_confusion():
+    figure = plots.confusion(confused())
+    (ax,) = figure.axes
+    assert [int(text.get_text()) for text in ax.texts] == [50, 3, 0, 7, 40, 1, 0, 9, 30]
+    assert [label.get_text() for label in ax.get_xticklabels()] == list(CLASSES)
+    assert [label.get_text() for label in ax.get_yticklabels()] == list(CLASSES)
+    assert ax.get_xlabel() == "predicted class"
+    assert ax.get_ylabel() == "true class"
+    assert "120 of 140 right (85.71 %)" in texts(ax)
+    named = figure.get_supxlabel()
+    pairs = [named.find(f"{true} taken for {predicted}: {n}") for true, predicted, n in confused().most_confused()]
+    assert len(pairs) == 4
+    assert -1 < pairs[0] < pairs[1] < pairs[2] < pairs[3]  # all are there, the worst first
+
+
+def test_confusion_without_mistakes():
+    figure = plots.confusion(Confusion(np.diag([5, 5, 5]), CLASSES))
+    assert "taken for" not in figure.get_supxlabel()
+    assert "100.00 %" in texts(figure.axes[0])
+
+
+def test_misclassified():
+    wrong = mistakes(6)
+    panels = [ax for ax in plots.misclassified(wrong, columns=4).axes if ax.images]
+    assert len(panels) == 6
+    for i, ax in enumerate(panels):
+        assert np.array_equal(shown(ax), wrong.images.pixels[i])
+        true, predicted = CLASSES[i % 3], CLASSES[(i + 1) % 3]
+        assert texts(ax).split() == [f"{true},", "taken", "for", predicted, "(80", "%)"]
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (12, 20)])
+def test_gradcam_rows(tmp_path, height, width):
+    explained = cams(3, height, width)
+    figure = plots.gradcam(explained, zoom=2)
+    figure.savefig(tmp_path / "figure.png", dpi=100)  # before it gets a palette
+    with Image.open(tmp_path / "figure.png") as picture:
+        picture = np.asarray(picture.convert("RGB"))
+
+    def place(panel: np.ndarray) -> tuple[int, int]:
+        (found,) = places(picture, panel.repeat(2, 0).repeat(2, 1))  # once, and sharp
+        return found
+
+    def colours(cam: np.ndarray) -> np.ndarray:
+        return (matplotlib.colormaps["jet"](cam)[..., :3] * 255).astype(np.uint8)
+
+    tops = []
+    for i in range(3):
+        pixels = explained.mistakes.images.pixels[i].numpy()
+        panels = [pixels]
+        for j in range(2):
+            heat, heat_true = colours(explained.predicted[i, j]), colours(explained.true[i, j])
+            half, half_true = ((pixels.astype(int) + h) // 2 for h in (heat, heat_true))
+            panels += [half.astype(np.uint8), heat, half_true.astype(np.uint8)]
+        ys, xs = zip(*(place(panel) for panel in panels), strict=True)
+        assert len(set(ys)) == 1  # a row an image ...
+        assert all(b - a >= 2 * width for a, b in itertools.pairwise(xs))  # ... in this order, side by side
+        tops.append(ys[0])
+    assert all(b - a >= 2 * height for a, b in itertools.pairwise(tops))
+    (ax,) = figure.axes
+    words = [text.get_text() for text in ax.texts]
+    assert [word for word in words if word.startswith("layer")] == ["layer1", "layer2"]
+    assert "predicted bee\n(80 %)\ntrue ant" in words
+
+
+def test_augmented_has_the_originals_first():
+    several = images(12)
+    axes = plots.augmented(several, Augment(2, True, 4), count=6, epochs=3).axes
+    grid = np.array(axes, dtype=object).reshape(6, 4)
+    for i, row in enumerate(grid):
+        assert np.array_equal(shown(row[0]), several.pixels[i])
+        assert not all(np.allclose(shown(row[0]) / 255, shown(ax), atol=0.01) for ax in row[1:])
+    assert [texts(ax).strip() for ax in grid[0]] == ["original", "epoch 1", "epoch 2", "epoch 3"]
+
+
+def test_augmented_columns_are_the_same_images_denormalised():
+    # Without augmentation all columns look alike, and only if each epoch's random order is undone.
+    several = images(12)
+    grid = np.array(plots.augmented(several, None, count=6, epochs=2).axes, dtype=object).reshape(6, 3)
+    for i, row in enumerate(grid):
+        for ax in row[1:]:
+            np.testing.assert_allclose(shown(ax), several.pixels[i] / 255, atol=1e-5)
+
+
+def test_augmented_with_fewer_images_than_rows():
+    assert sum("original" in texts(ax) for ax in plots.augmented(images(4), None).axes) == 1
+
+
+def test_samples_have_a_row_a_class():
+    several = images(8)  # three ants, three bees, two cats
+    axes = plots.samples(several, per_class=3).axes
+    for label, row in enumerate(np.array(axes, dtype=object).reshape(3, 3)):
+        expected = several.pixels[several.labels == label]
+        assert CLASSES[label] in texts(row[0])
+        drawn = [shown(ax) for ax in row if ax.images]
+        assert len(drawn) == len(expected)
+        assert all(np.array_equal(a, b) for a, b in zip(drawn, expected, strict=True))
+
+
+def test_denormalize_undoes_the_normalisation():
+    several = images(4)
+    x = (several.pixels / 255 - torch.tensor(several.mean)) / torch.tensor(several.std)
+    np.testing.assert_allclose(
+        denormalize(x.permute(0, 3, 1, 2), several.mean, several.std), several.pixels / 255, atol=1e-6
+    )

@@ -1,0 +1,257 @@
+"""The learning-rate policies: numbers worked out by hand, PyTorch's own schedulers, and what must hold for any."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from eva_utils import ExpRange, InputError, OneCycle, Triangular, Triangular2
+
+no_deadline = settings(deadline=None)  # a busy machine is no failure
+
+BY_HAND = [
+    # A rate of 1 to 5 in steps of two epochs: two up an epoch, two down an epoch.
+    (Triangular(1, 5, 2), {0: 1, 0.5: 2, 1: 3, 2: 5, 3: 3, 4: 1, 5: 3, 6: 5, 7.5: 2, 8: 1}),
+    # The height above 1 is 4 in the first cycle, 2 in the second, 1 in the third.
+    (Triangular2(1, 5, 2), {0: 1, 1: 3, 2: 5, 3: 3, 4: 1, 5: 2, 6: 3, 7: 2, 8: 1, 9: 1.5, 10: 2, 12: 1}),
+    # 1 + 4 * triangle * 0.5**epoch: 1 + 4 * 0.5 * 0.5, 1 + 4 * 1 * 0.25, 1 + 4 * 0.5 * 0.125, ...
+    (ExpRange(1, 5, 2, gamma=0.5), {0: 1, 1: 2, 2: 2, 3: 1.25, 4: 1, 5: 1.0625, 6: 1.0625, 8: 1}),
+    # 0.95 up in 5 epochs, 0.19 each; 0.95 down in 19, 0.05 each; lr_min outside.
+    (OneCycle(24, 5, 0.05, 1), {-1: 0.05, 0: 0.05, 1: 0.24, 5: 1, 6: 0.95, 15: 0.5, 23: 0.1, 24: 0.05, 30: 0.05}),
+]
+
+
+@pytest.mark.parametrize(("policy", "table"), BY_HAND, ids=lambda value: type(value).__name__)
+def test_rates_worked_out_by_hand(policy, table):
+    assert policy(np.array(list(table))) == pytest.approx(list(table.values()), rel=1e-12)
+    assert [policy(epoch) for epoch in table] == pytest.approx(list(table.values()), rel=1e-12)
+
+
+def sgd(lr: float = 0.1) -> torch.optim.SGD:
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr)
+
+
+def applied(optimizer, scheduler, steps: int) -> list[float]:
+    """The rate of each of ``steps`` optimizer steps."""
+    rates = []
+    for step in range(steps):
+        if step:
+            scheduler.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("mode", "policy"),
+    [
+        ("triangular", Triangular(0.01, 0.5, 7)),
+        ("triangular2", Triangular2(0.01, 0.5, 7)),
+        ("exp_range", ExpRange(0.01, 0.5, 7, gamma=0.97)),
+    ],
+)
+def test_cyclic_policies_equal_torch_cyclic_lr(mode, policy):
+    """Called with iterations, over five and a half cycles."""
+    optimizer = sgd()
+    theirs = torch.optim.lr_scheduler.CyclicLR(
+        optimizer, 0.01, 0.5, step_size_up=7, mode=mode, gamma=0.97, cycle_momentum=False
+    )
+    assert applied(optimizer, theirs, 78) == pytest.approx([policy(step) for step in range(78)], rel=1e-9)
+
+
+def torch_one_cycle(steps: int, pct_start: float) -> list[float]:
+    """0.02 -> 0.4 -> 0.02 without annihilation, which OneCycleLR has to be told."""
+    optimizer = sgd()
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=0.4,
+        total_steps=steps,
+        pct_start=pct_start,
+        anneal_strategy="linear",
+        div_factor=20,
+        final_div_factor=1,
+        three_phase=False,
+        cycle_momentum=False,
+    )
+    return applied(optimizer, scheduler, steps)
+
+
+@pytest.mark.parametrize(("steps", "pct_start"), [(40, 0.25), (98, 0.5), (50, 0.13)])
+def test_one_cycle_equals_torch_one_cycle_lr_where_both_mean_the_same(steps, pct_start):
+    # OneCycleLR lets its last step, number steps - 1, have the lowest rate, and peaks at step pct_start * steps - 1.
+    # Ours counts from the start of the first step to the end of the last, which is "steps". So one less of each here.
+    policy = OneCycle(epochs=steps - 1, peak_epoch=pct_start * steps - 1, lr_min=0.02, lr_max=0.4)
+    assert torch_one_cycle(steps, pct_start) == pytest.approx([policy(step) for step in range(steps)], rel=1e-9)
+
+
+def test_torch_one_cycle_lr_is_a_step_early_for_the_same_numbers():
+    theirs = torch_one_cycle(40, 0.25)
+    policy = OneCycle(epochs=40, peak_epoch=10, lr_min=0.02, lr_max=0.4)
+    ours = [policy(step) for step in range(40)]
+    assert (np.argmax(theirs), np.argmax(ours)) == (9, 10)
+    assert theirs[39] == pytest.approx(0.02)
+    assert ours[39] > 0.02
+
+
+# What must hold for every policy.
+
+rates = st.tuples(st.floats(1e-6, 1), st.floats(1.001, 1e4)).map(lambda pair: (pair[0], pair[0] * pair[1]))
+cyclic = st.builds(
+    lambda kind, pair, step_size: kind(*pair, step_size),
+    st.sampled_from([Triangular, Triangular2, ExpRange]),
+    rates,
+    st.floats(0.01, 100),
+)
+one_cycle = st.builds(
+    lambda epochs, part, pair: OneCycle(epochs, part * epochs, *pair),
+    st.floats(1, 1000),
+    st.floats(0.001, 0.999),
+    rates,
+)
+policies = st.one_of(cyclic, one_cycle)
+
+
+def peak_and_end(policy) -> tuple[float, float]:
+    """Where the (first) peak is and where it is over."""
+    if isinstance(policy, OneCycle):
+        return policy.peak_epoch, policy.epochs
+    return policy.step_size, 2 * policy.step_size
+
+
+@no_deadline
+@given(policies, st.lists(st.floats(0, 2000), min_size=1))
+def test_rate_stays_within_its_limits(policy, epochs):
+    values = policy(np.array(epochs))
+    assert (values >= policy.lr_min).all() and (values <= policy.lr_max).all()
+
+
+@no_deadline
+@given(policies)
+@example(OneCycle(24, 5, 0.022, 0.102))  # lr_min + (lr_max - lr_min) is not lr_max here
+def test_ends_and_peak_are_exact(policy):
+    """Equal, not nearly equal: "never below lr_min" and "the maximum at epoch 5" are said of these numbers."""
+    peak, end = peak_and_end(policy)
+    assert policy(0) == policy(end) == policy.lr_min
+    if isinstance(policy, ExpRange):  # shrinks before it gets there
+        assert policy(peak) == pytest.approx(policy.lr_min + (policy.lr_max - policy.lr_min) * policy.gamma**peak)
+    else:
+        assert policy(peak) == policy.lr_max
+
+
+@no_deadline
+@given(policies.filter(lambda policy: not isinstance(policy, ExpRange)))
+def test_rises_to_the_peak_and_falls_after_it(policy):
+    peak, end = peak_and_end(policy)
+    slack = 1e-12 * policy.lr_max
+    assert (np.diff(policy(np.linspace(0, peak, 101))) >= -slack).all()
+    assert (np.diff(policy(np.linspace(peak, end, 101))) <= slack).all()
+
+
+@no_deadline
+@given(one_cycle, st.floats(0, 1e4))
+def test_one_cycle_is_at_its_minimum_outside(policy, distance):
+    assert policy(-distance) == policy(policy.epochs + distance) == policy.lr_min
+
+
+@no_deadline
+@given(rates, st.floats(0.01, 100), st.floats(0, 1), st.integers(-20, 20))
+def test_triangular_repeats(pair, step_size, part, cycles):
+    policy = Triangular(*pair, step_size)
+    epoch = part * 2 * step_size
+    assert policy(epoch + cycles * 2 * step_size) == pytest.approx(policy(epoch), abs=1e-9 * policy.lr_max)
+
+
+@no_deadline
+@given(policies, st.lists(st.floats(0, 1000), min_size=6, max_size=6))
+def test_array_gives_what_its_numbers_give(policy, epochs):
+    array = np.array(epochs).reshape(2, 3)
+    values = policy(array)
+    assert isinstance(values, np.ndarray) and values.shape == (2, 3)
+    np.testing.assert_allclose(values.ravel(), [policy(epoch) for epoch in epochs], rtol=1e-14)
+
+
+@pytest.mark.parametrize("number", [3, 3.0, np.float32(3), np.int64(3), np.array(3)], ids=repr)
+@pytest.mark.parametrize("policy", [policy for policy, _ in BY_HAND], ids=lambda policy: type(policy).__name__)
+def test_number_gives_a_float(policy, number):
+    assert type(policy(number)) is float
+    assert policy(number) == policy(3.0)
+
+
+def test_empty_array_gives_an_empty_array():
+    assert OneCycle(24, 5, 0.1, 1)(np.array([])).shape == (0,)
+
+
+# Bad arguments.
+
+NAN, INF = math.nan, math.inf
+ONE_CYCLE = {"epochs": 24, "peak_epoch": 5, "lr_min": 0.1, "lr_max": 1.0}
+ZIGZAG = {"lr_min": 0.1, "lr_max": 1.0, "step_size": 4}
+BAD_RATES = [("lr_min", bad) for bad in (0, 0.0, -0.1, NAN, INF)] + [
+    ("lr_max", bad) for bad in (0.1, 0.05, -1, NAN, INF)
+]
+BAD = (
+    [(OneCycle, ONE_CYCLE, *bad) for bad in BAD_RATES]
+    + [(OneCycle, ONE_CYCLE, "epochs", bad) for bad in (0, 0.5, -3, NAN, INF)]
+    + [(OneCycle, ONE_CYCLE, "peak_epoch", bad) for bad in (0, 24, 25.5, -1, NAN, INF)]
+    + [(kind, ZIGZAG, *bad) for kind in (Triangular, Triangular2, ExpRange) for bad in BAD_RATES]
+    + [(Triangular, ZIGZAG, "step_size", bad) for bad in (0, -2, NAN, INF)]
+    + [(ExpRange, ZIGZAG, "gamma", bad) for bad in (0, -0.5, 1.5, NAN, INF)]
+)
+
+
+@pytest.mark.parametrize(("kind", "good", "name", "value"), BAD)
+def test_bad_argument_is_named_with_its_value(kind, good, name, value):
+    with pytest.raises(InputError) as error:
+        kind(**{**good, name: value})
+    assert str(error.value).startswith(f"{name} is {value!r}; it has to be ")
+
+
+def test_policies_are_frozen():
+    """A schedule that could change under the loop would not be the one that was plotted."""
+    with pytest.raises(AttributeError):
+        OneCycle(**ONE_CYCLE).lr_max = 2.0
+
+
+# The scheduler for a loop of one's own.
+
+
+@pytest.mark.parametrize("policy", [policy for policy, _ in BY_HAND], ids=lambda policy: type(policy).__name__)
+def test_scheduler_applies_the_policy_at_every_step(policy):
+    """Three epochs of four steps; both groups get the policy's rate and not their own."""
+    first, second = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    optimizer = torch.optim.SGD([{"params": [first], "lr": 123.0}, {"params": [second]}], lr=7.0)
+    scheduler = policy.scheduler(optimizer, steps_per_epoch=4)
+    for step in range(12):
+        assert [group["lr"] for group in optimizer.param_groups] == [policy(step / 4)] * 2
+        optimizer.step()
+        scheduler.step()
+    assert scheduler.get_last_lr() == [policy(3.0)] * 2
+
+
+def test_scheduler_takes_over_from_an_earlier_one():
+    """Which has left its own idea of the initial rate in the optimizer."""
+    optimizer = sgd(0.1)
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    policy = OneCycle(**ONE_CYCLE)
+    rates = applied(optimizer, policy.scheduler(optimizer, steps_per_epoch=4), 8)
+    assert rates == [policy(step / 4) for step in range(8)]
+
+
+def test_scheduler_rate_is_what_moves_the_weights():
+    weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = torch.optim.SGD([weight], lr=7.0)
+    policy = OneCycle(3, 1, 0.25, 1.0)
+    scheduler = policy.scheduler(optimizer, steps_per_epoch=4)
+    for _ in range(12):
+        weight.grad = -torch.ones_like(weight)  # so that each step adds its rate
+        optimizer.step()
+        scheduler.step()
+    assert weight.item() == pytest.approx(sum(policy(step / 4) for step in range(12)))
+
+
+def test_scheduler_needs_a_step_in_an_epoch():
+    with pytest.raises(InputError, match="steps_per_epoch is 0"):
+        OneCycle(**ONE_CYCLE).scheduler(sgd(), 0)

@@ -1,0 +1,390 @@
+"""Training: what is applied is what was planned, and a run that was stopped ends like one that was not."""
+
+import copy
+import itertools
+import math
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from eva_utils import Augment, InputError, OneCycle, ResNet9, Triangular, checkpoint, digits, evaluate, fit
+from eva_utils import trainer as trainer_module
+from eva_utils.batches import loader
+from eva_utils.trainer import EMA_EVERY, Trainer
+
+SCHEDULE = OneCycle(epochs=3, peak_epoch=1, lr_min=0.01, lr_max=0.1)
+BATCH = 7  # does not divide the 32 images, so the last batch of an epoch is smaller
+STEPS = 5  # an epoch
+TIMES = {"seconds", "seconds_train", "images_per_second"}
+# From Python 3.12 on, a process with threads (any with torch) is warned when it starts worker processes by fork.
+forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
+
+@pytest.fixture
+def train(tiny, cnn):
+    """``fit`` on the tiny images, with whatever a test changes."""
+
+    def run(model=None, schedule=SCHEDULE, images=tiny, **options):
+        defaults = {"augment": Augment(padding=2, cutout=4), "batch_size": BATCH, "precision": "fp32", "device": "cpu"}
+        return fit(model or cnn(), *images, schedule, **(defaults | options))
+
+    return run
+
+
+def same(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    """Bit by bit, BatchNorm's buffers included."""
+    a, b = first.state_dict(), second.state_dict()
+    return a.keys() == b.keys() and all(a[key].equal(b[key]) for key in a)
+
+
+def assert_same_run(first, second) -> None:
+    assert same(first.model, second.model)
+    assert same(first.ema, second.ema)
+    assert first.steps == second.steps
+    untimed = [[{k: v for k, v in row.items() if k not in TIMES} for row in run.history] for run in (first, second)]
+    assert untimed[0] == untimed[1]
+
+
+def at_step(number: int, act):
+    """A forward hook that calls ``act(output)`` in the ``number``-th training step (counted from 1)."""
+    calls = itertools.count(1)
+
+    def hook(module, inputs, output):
+        return act(output) if module.training and next(calls) == number else None
+
+    return hook
+
+
+def stop(output):
+    raise KeyboardInterrupt
+
+
+# The schedule
+
+
+def test_applied_rates_are_the_planned_ones_at_every_step(train):
+    run = train()
+    assert len(run.steps) == SCHEDULE.epochs * STEPS
+    for step, row in enumerate(run.steps):
+        assert row["step"] == step
+        assert row["epoch"] == step / STEPS
+        assert row["applied"] == row["planned"] == SCHEDULE(step / STEPS)
+        assert row["skipped"] == 0
+    assert run.steps[0]["applied"] == SCHEDULE.lr_min
+    assert run.steps[STEPS]["applied"] == SCHEDULE.lr_max  # the peak is at epoch 1
+    assert max(row["applied"] for row in run.steps) == SCHEDULE.lr_max
+    assert min(row["applied"] for row in run.steps) == SCHEDULE.lr_min
+
+
+def test_the_weights_move_by_the_applied_rate(tiny, train):
+    # Without momentum and decay a step is -rate * gradient: the rate can be read off the weights themselves.
+    model = ResNet9(3, width=4)
+    again, weight, weights = copy.deepcopy(model), model.head.linear.weight, []
+
+    class Schedule(OneCycle):
+        def __call__(self, epoch):
+            weights.append(weight.detach().clone())
+            return super().__call__(epoch)
+
+    schedule = Schedule(1, 0.5, 0.01, 0.1)
+    run = train(model, schedule, momentum=0, weight_decay=0, label_smoothing=0)
+    weights = [*weights[-STEPS:], weight.detach()]  # it is called before each step; and after the last one
+    for i, (x, y) in enumerate(loader(tiny[0], Augment(padding=2, cutout=4), BATCH).epoch(0)):
+        again.zero_grad()
+        torch.nn.functional.cross_entropy(again(x), y).backward()
+        rate = schedule(i / STEPS)
+        assert run.steps[i]["applied"] == rate
+        torch.testing.assert_close(
+            weights[i + 1] - weights[i], -rate * again.head.linear.weight.grad, atol=1e-6, rtol=1e-3
+        )
+        with torch.no_grad():
+            for p in again.parameters():
+                p -= rate * p.grad
+
+
+def test_history_has_a_row_an_epoch(train):
+    run = train()
+    assert [row["epoch"] for row in run.history] == [1, 2, 3]
+    metrics = {"train_loss", "train_accuracy", "test_loss", "test_accuracy", "test_loss_ema", "test_accuracy_ema"}
+    for row in run.history:
+        assert row.keys() == {"epoch", "lr", "skipped"} | metrics | TIMES
+        assert row["lr"] == run.steps[row["epoch"] * STEPS - 1]["applied"]
+        assert all(math.isfinite(row[key]) for key in metrics)
+        # Each training image counts once, however large its batch was.
+        counts = [BATCH] * (STEPS - 1) + [32 - BATCH * (STEPS - 1)]
+        losses = [step["loss"] for step in run.steps[(row["epoch"] - 1) * STEPS :][:STEPS]]
+        assert row["train_loss"] == pytest.approx(np.average(losses, weights=counts), rel=1e-5)
+    assert [row["seconds"] for row in run.history] == sorted(row["seconds"] for row in run.history)
+    assert run.history[-1]["seconds"] == run.seconds_total >= run.seconds_train > 0
+
+
+def test_the_result_is_the_last_epoch(tiny, train):
+    run = train()
+    for model, suffix in ((run.model, ""), (run.ema, "_ema")):
+        metrics = evaluate(model, tiny[1], label_smoothing=0.2, precision="fp32")
+        assert run.history[-1]["test_accuracy" + suffix] == metrics.accuracy
+        assert run.history[-1]["test_loss" + suffix] == metrics.loss
+
+
+def test_the_given_model_is_the_one_that_is_trained(cnn, train):
+    model = cnn()
+    run = train(model)
+    assert run.model is model
+    assert not same(model, cnn())
+
+
+def test_it_learns_digits():
+    images = digits()
+    schedule = OneCycle(epochs=3, peak_epoch=1, lr_min=0.01, lr_max=0.3)
+    # A mirrored or much shifted digit is another one.
+    run = fit(ResNet9(width=8), *images, schedule, augment=Augment(2, False, 4), batch_size=64, device="cpu")
+    assert run.history[-1]["test_accuracy"] > 90
+    assert run.history[-1]["test_accuracy_ema"] > 90
+    assert run.history[-1]["train_accuracy"] > 90
+
+
+# The moving average
+
+
+def test_the_average_is_the_exponential_moving_average(train, monkeypatch):
+    states, step = [], Trainer._step
+
+    def recorded(self, loss):
+        row = step(self, loss)
+        states.append({key: value.double().clone() for key, value in self.model.state_dict().items()})
+        return row
+
+    monkeypatch.setattr(Trainer, "_step", recorded)
+    share = 0.3
+    run = train(ema=share, schedule=OneCycle(4, 1, 0.01, 0.1))
+    states = states[EMA_EVERY - 1 :: EMA_EVERY]
+    assert len(states) == 4
+    keep = math.exp(-EMA_EVERY / (share * 4 * STEPS))
+    average = run.ema.state_dict()
+    for key in average.keys() - {"1.num_batches_tracked"}:
+        expected = states[0][key]
+        for state in states[1:]:
+            expected = keep * expected + (1 - keep) * state[key]
+        torch.testing.assert_close(average[key].double(), expected, rtol=1e-5, atol=1e-7)
+    assert {"1.running_mean", "1.running_var"} < average.keys()
+    assert not same(run.model, run.ema)
+
+
+# Seeds
+
+
+@forks
+@pytest.mark.parametrize(("engine", "workers"), [("batch", 0), ("albumentations", 0), ("albumentations", 2)])
+def test_a_seed_decides_everything(engine, workers, train):
+    runs = []
+    for seed in (4, 4, 5):
+        torch.rand(1)  # what the caller drew before decides nothing
+        runs.append(train(seed=seed, engine=engine, workers=workers))
+    assert_same_run(runs[0], runs[1])
+    assert not same(runs[0].model, runs[2].model)
+
+
+@forks
+def test_the_number_of_workers_decides_nothing(train):
+    runs = [train(engine="albumentations", workers=workers) for workers in (0, 1)]
+    assert_same_run(*runs)
+
+
+@forks
+@pytest.mark.parametrize(("engine", "workers"), [("batch", 0), ("albumentations", 0), ("albumentations", 2)])
+def test_the_callers_random_numbers_go_on_as_if_nothing_had_been(engine, workers, train):
+    def draw():
+        return random.random(), np.random.random(), torch.rand(3).tolist()
+
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    expected = draw()
+    random.setstate(before[0])
+    np.random.set_state(before[1])
+    torch.set_rng_state(before[2])
+    train(engine=engine, workers=workers)
+    assert draw() == expected
+
+
+# Stopped and gone on
+
+
+@forks
+@pytest.mark.parametrize(("engine", "workers"), [("batch", 0), ("albumentations", 0), ("albumentations", 2)])
+@pytest.mark.parametrize("where", ["step", "test"])
+def test_a_stopped_run_goes_on_and_ends_like_an_undisturbed_one(
+    where, engine, workers, cnn, train, tmp_path, capsys, monkeypatch
+):
+    undisturbed = train(engine=engine, workers=workers)
+
+    model = cnn()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if where == "step":
+            model.register_forward_hook(at_step(STEPS + 3, stop))
+        else:  # of the four evaluations in two epochs, the last one
+            calls = itertools.count(1)
+            patch.setattr(
+                trainer_module, "evaluate", lambda *a, **k: stop(0) if next(calls) == 4 else evaluate(*a, **k)
+            )
+        train(model, engine=engine, workers=workers, checkpoint=tmp_path)
+    assert "stopped in epoch 2 of 3; the same call goes on after epoch 1" in capsys.readouterr().out
+
+    # As after a lost connection to a notebook: another process, whose random numbers and first weights are others.
+    torch.manual_seed(99)
+    resumed = train(cnn(seed=99), engine=engine, workers=workers, checkpoint=tmp_path)
+    assert "going on after epoch 1" in capsys.readouterr().out
+    assert_same_run(resumed, undisturbed)
+    assert [row["seconds"] for row in resumed.history] == sorted(row["seconds"] for row in resumed.history)
+
+
+def test_a_run_stopped_in_its_first_epoch_starts_from_the_first_weights(cnn, train, tmp_path):
+    # As in a notebook: the cell is interrupted and run again, and the network is the same object, half-trained.
+    model = cnn()
+    hook = model.register_forward_hook(at_step(3, stop))
+    with pytest.raises(KeyboardInterrupt):
+        train(model, checkpoint=tmp_path)
+    hook.remove()
+    assert_same_run(train(model, checkpoint=tmp_path), train())
+
+
+def test_a_finished_run_computes_nothing_again(cnn, train, tmp_path, monkeypatch, capsys):
+    finished = train(checkpoint=tmp_path)
+    monkeypatch.setattr(Trainer, "train_epoch", lambda *args: pytest.fail("it trains again"))
+    monkeypatch.setattr(trainer_module, "evaluate", lambda *args, **kwargs: pytest.fail("it evaluates again"))
+    again = train(cnn(seed=99), checkpoint=tmp_path)
+    assert_same_run(again, finished)
+    assert (again.seconds_total, again.images_per_second) == (finished.seconds_total, finished.images_per_second)
+    assert "finished, nothing to compute" in capsys.readouterr().out
+
+
+def test_fresh_starts_over(cnn, train, tmp_path):
+    train(seed=1, checkpoint=tmp_path)
+    over = train(seed=2, checkpoint=tmp_path, fresh=True)
+    assert_same_run(over, train(seed=2))
+    assert checkpoint.load(tmp_path / "checkpoint.pt")["settings"]["seed"] == 2
+
+
+CHANGES = {
+    "batch_size: 7 there, 8 here": {"batch_size": 8},
+    "seed: 0 there, 3 here": {"seed": 3},
+    "lr_max: 0.1 there, 0.2 here": {"schedule": OneCycle(3, 1, 0.01, 0.2)},
+    "epochs: 3 there, 4 here": {"schedule": OneCycle(4, 1, 0.01, 0.1)},
+    "engine: 'batch' there, 'albumentations' here": {"engine": "albumentations", "workers": 0},
+    "weight_decay: 0.0005 there, 0 here": {"weight_decay": 0},
+    "augment: .*'cutout': 4.* there, .*'cutout': 0.* here": {"augment": Augment(2, cutout=0)},
+}
+
+
+@pytest.mark.parametrize("words", CHANGES)
+def test_another_configuration_is_refused_with_the_difference(words, train, tmp_path):
+    train(checkpoint=tmp_path, schedule=SCHEDULE)
+    file = tmp_path / "checkpoint.pt"
+    before = file.read_bytes()
+    with pytest.raises(InputError, match=f"(?s){re.escape(str(file))}.*{words}"):
+        train(checkpoint=tmp_path, **CHANGES[words])
+    assert file.read_bytes() == before
+
+
+def test_other_data_are_refused(tiny, train, tmp_path):
+    train(checkpoint=tmp_path)
+    tiny[0].pixels[5, 0, 0, 0] ^= 1
+    with pytest.raises(InputError, match="data_crc32"):
+        train(checkpoint=tmp_path)
+
+
+def test_another_network_is_refused(cnn, train, tmp_path):
+    train(checkpoint=tmp_path)
+    # As many parameters, so that only their names tell.
+    other = torch.nn.Sequential(torch.nn.Identity(), *cnn())
+    with pytest.raises(InputError, match="another network"):
+        train(other, checkpoint=tmp_path)
+
+
+# What goes wrong
+
+
+def test_a_loss_that_is_not_finite_names_step_and_rate_and_keeps_the_checkpoint(cnn, train, tmp_path):
+    undisturbed = train()
+    model = cnn()
+    model.register_forward_hook(at_step(8, lambda output: output * float("nan")))
+    rate = f"{SCHEDULE(7 / STEPS):.4g}"  # the eighth step is number 7, in the second epoch
+    with pytest.raises(InputError, match=rf"nan at step 7 \(epoch 1\.40, rate {re.escape(rate)}\)"):
+        train(model, checkpoint=tmp_path)
+    assert len(checkpoint.load(tmp_path / "checkpoint.pt")["history"]) == 1
+    assert_same_run(train(cnn(seed=99), checkpoint=tmp_path), undisturbed)
+
+
+def test_a_rate_far_too_high_is_said_to_be(train):
+    with pytest.raises(InputError, match=r"loss became (nan|inf) at step \d+ .*lower lr_max"):
+        train(ResNet9(3, width=4, logit_scale=1), OneCycle(3, 1, 1e3, 1e30))
+
+
+@pytest.mark.parametrize("overflows", [{1}, {3, 4, 11}])
+def test_an_fp16_overflow_skips_the_step_and_the_schedule_waits(overflows, cnn, train, monkeypatch, tmp_path):
+    # The real scaler, which works on a CPU as well, and infinite gradients at chosen steps.
+    real, step, moved = torch.amp.GradScaler, Trainer._step, []
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: real(device, init_scale=4.0))
+    calls = itertools.count()
+
+    def recorded(self, loss):
+        if next(calls) in overflows:
+            loss.register_hook(lambda gradient: gradient * float("inf"))
+        before = [p.detach().clone() for p in self.model.parameters()]
+        row = step(self, loss)
+        moved.append(any(not p.equal(old) for p, old in zip(self.model.parameters(), before, strict=True)))
+        return row
+
+    monkeypatch.setattr(Trainer, "_step", recorded)
+    run = train(checkpoint=tmp_path)
+    assert len(run.steps) == len(moved) == SCHEDULE.epochs * STEPS
+    taken = 0
+    for i, row in enumerate(run.steps):
+        assert (row["skipped"], moved[i]) == ((1, False) if i in overflows else (0, True))
+        assert row["step"] == taken
+        assert row["applied"] == row["planned"] == SCHEDULE(taken / STEPS)
+        taken += moved[i]
+    for epoch, row in enumerate(run.history):
+        assert row["skipped"] == sum(epoch * STEPS <= i < (epoch + 1) * STEPS for i in overflows)
+
+    # Stopped in epoch 3 and gone on, the schedule knows what was skipped before.
+    calls = itertools.count()
+    model = cnn()
+    model.register_forward_hook(at_step(2 * STEPS + 1, stop))
+    with pytest.raises(KeyboardInterrupt):
+        train(model, checkpoint=tmp_path, fresh=True)
+    calls = itertools.count(2 * STEPS)
+    assert_same_run(train(cnn(seed=99), checkpoint=tmp_path), run)
+
+
+def test_train_and_test_images_have_to_match(tiny, train):
+    images, test = tiny
+    wider = type(test)(test.pixels.repeat(1, 1, 2, 1), test.labels, test.classes, test.mean, test.std)
+    renamed = type(test)(test.pixels, test.labels, ("ant", "bee", "dog"), test.mean, test.std)
+    for other in (wider, renamed):
+        with pytest.raises(InputError, match="do not belong together"):
+            train(images=(images, other))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch_size": 33}, "batch_size is 33.* 32 "),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"engine": "turbo"}, "engine is 'turbo'"),
+        ({"precision": "fp8"}, "precision is 'fp8'"),
+        ({"device": "nonsense"}, "device is 'nonsense'"),
+        ({"schedule": Triangular(0.01, 0.1, 2)}, "epochs"),  # it never ends, so it cannot say how long to train
+        ({"schedule": OneCycle(2.5, 1, 0.01, 0.1)}, "2.5"),  # half an epoch would be left out without a word
+    ],
+    ids=str,
+)
+def test_arguments_that_cannot_be_used_are_named(options, words, train):
+    with pytest.raises(InputError, match=words):
+        train(**options)
+
+
+def test_a_network_with_too_few_outputs_is_refused(cnn, train):
+    with pytest.raises(InputError, match=r"2.*3|3.*2"):
+        train(cnn(outputs=2))
