@@ -97,10 +97,8 @@ def gradcam(model: nn.Module, mistakes: Mistakes, layers: tuple[str, ...] = LAYE
 
     Works on a copy, in fp32 with gradients on, whatever surrounds the call; the model keeps its mode, hooks, gradients.
     Source: R. R. Selvaraju et al., arXiv:1610.02391, as implemented in the grad-cam package.
-    Raises ``InputError`` if there are no mistakes or a layer has no such name.
+    Raises ``InputError`` if no layer has such a name.
     """
-    if not len(mistakes):
-        raise InputError("there are no misclassified images to explain")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # from the package's own imports
         from pytorch_grad_cam import GradCAM
@@ -113,6 +111,9 @@ def gradcam(model: nn.Module, mistakes: Mistakes, layers: tuple[str, ...] = LAYE
             raise InputError(f"layer {layer!r} is not in the model; it has {known}")
     images, device = mistakes.images, next(model.parameters()).device
     labels = {"predicted": mistakes.predicted.tolist(), "true": images.labels.tolist()}
+    if not len(mistakes):
+        none = np.empty((0, len(layers), *images.pixels.shape[1:3]), np.float32)
+        return Cams(mistakes, tuple(layers), none, none)
     maps = {which: [] for which in labels}
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         network = copy.deepcopy(model).float().requires_grad_(True)

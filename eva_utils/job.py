@@ -134,12 +134,9 @@ def draw(folder: Path, history, steps, rates, train_images, test_images, augment
     if rates:
         figures["lr_finder"] = plots.lr_range(rates)
     mistakes = misclassified(model, test_images, probabilities).pick(25)
-    if len(mistakes):
-        cams = gradcam(model, mistakes)
-        figures |= {"misclassified": plots.misclassified(mistakes), "gradcam": plots.gradcam(cams)}
-        figures |= {f"gradcam/{i + 1:02}": plots.gradcam(cams[i : i + 1], zoom=3) for i in range(len(mistakes))}
-    else:
-        print("no test image is misclassified: no gallery and no Grad-CAM")
+    cams = gradcam(model, mistakes)
+    figures |= {"misclassified": plots.misclassified(mistakes), "gradcam": plots.gradcam(cams)}
+    figures |= {f"gradcam/{i + 1:02}": plots.gradcam(cams[i : i + 1], side=96) for i in range(len(mistakes))}
     for name, figure in figures.items():
         plots.save(figure, folder / f"{name}.png")
 

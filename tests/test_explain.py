@@ -240,5 +240,5 @@ def test_unknown_layer_is_named_with_those_that_are_there(model, wrong):
 
 
 def test_nothing_to_explain(model, wrong):
-    with pytest.raises(InputError, match="no misclassified images"):
-        gradcam(model, wrong[:0])
+    cams = gradcam(model, wrong[:0])
+    assert cams.predicted.shape == cams.true.shape == (0, 3, 16, 16)

@@ -24,6 +24,12 @@ def _grid(count: int, columns: int, width: float = 8.5, caption: float = 0.42):
     return figure, panels[:count]
 
 
+def _nothing() -> Figure:
+    figure = Picture(8, 1)
+    figure.text(0.5, 0.5, "No test image is misclassified.", ha="center", va="center", fontsize=12)
+    return figure
+
+
 def denormalize(x: torch.Tensor, mean, std) -> np.ndarray:
     """Normalised pixels (n, 3, h, w) back to RGB in 0..1: float array (n, h, w, 3)."""
     pixels = x.detach().float().cpu().permute(0, 2, 3, 1) * torch.tensor(std) + torch.tensor(mean)
@@ -104,6 +110,8 @@ def _cell(i: int):
 @styled
 def misclassified(mistakes, columns: int = 5) -> Figure:
     """Misclassified images, each with its true and its predicted class and the probability it gave that."""
+    if not len(mistakes):
+        return _nothing()
     figure, panels = _grid(len(mistakes), columns)
     for i, ax in enumerate(panels):
         true, predicted, probability = mistakes.caption(i)
@@ -115,11 +123,18 @@ def misclassified(mistakes, columns: int = 5) -> Figure:
 
 
 @styled
-def gradcam(cams, zoom: int = 2) -> Figure:
+def gradcam(cams, side: int = 64) -> Figure:
     """Grad-CAM, a row an image: the image, then for each layer the overlay and the heat map for the class that was
-    predicted, and the overlay for the class that was right. ``zoom``: screen pixels for one image pixel."""
+    predicted, and the overlay for the class that was right. ``side``: of a panel, about, in screen pixels."""
+    if not len(cams.mistakes):
+        return _nothing()
     pixels = cams.mistakes.images.pixels.cpu().numpy()
+    # Whole screen pixels for an image pixel; of larger images, every so many-th pixel.
+    every = -(-max(pixels.shape[1:3]) // (2 * side))
+    pixels = pixels[:, ::every, ::every]
+    chosen, right = (maps[..., ::every, ::every] for maps in (cams.predicted, cams.true))
     n, h, w, _ = pixels.shape
+    zoom = max(1, side // max(h, w))
     gap, head, label = 4, 56, 118  # screen pixels
     columns = 1 + 3 * len(cams.layers)
     step_x, step_y = w * zoom + gap, h * zoom + gap
@@ -143,7 +158,7 @@ def gradcam(cams, zoom: int = 2) -> Figure:
         top = head + i * step_y
         panels = [pixels[i]]
         for j in range(len(cams.layers)):
-            heat, heat_true = _heat(cams.predicted[i, j]), _heat(cams.true[i, j])
+            heat, heat_true = _heat(chosen[i, j]), _heat(right[i, j])
             panels += [_overlay(pixels[i], heat), heat, _overlay(pixels[i], heat_true)]
         for column, panel in enumerate(panels):
             x = left(column)
