@@ -4,7 +4,7 @@
 (x, y) on the device: float32 (b, 3, h, w) in channels_last memory and int64 (b,). What comes is a function of
 (seed, epoch) and of nothing else: epoch 7 is the same whether or not epoch 6 ran before it, so a resumed run sees what
 an undisturbed one sees. Every image comes once an epoch; the last batch is smaller if the batch size does not
-divide their number.
+divide their number (a single image left over joins the batch before it).
 """
 
 from __future__ import annotations
@@ -68,10 +68,14 @@ def loader(
 
 class _Loader:
     def __init__(self, images: Images, batch_size: int, seed: int, device) -> None:
-        self.images, self.batch_size, self.seed, self.device = images, batch_size, seed, torch.device(device)
+        self.images, self.seed, self.device = images, seed, torch.device(device)
+        ends = [*range(batch_size, len(images), batch_size), len(images)]
+        if len(ends) > 1 and len(images) % batch_size == 1 and batch_size > 1:
+            del ends[-2]  # BatchNorm has no variance to take from one image
+        self.parts = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
     def __len__(self) -> int:
-        return -(-len(self.images) // self.batch_size)
+        return len(self.parts)
 
     def _generator(self, epoch: int) -> torch.Generator:
         # Always a CPU generator, so that every device sees the same order, crops, flips and holes.
@@ -90,8 +94,7 @@ class DeviceLoader(_Loader):
         n, height, width, _ = self.images.pixels.shape
         order = torch.randperm(n, generator=generator).to(self.device)
         draws = self.augment.draw(n, height, width, generator).to(self.device)
-        for start in range(0, n, self.batch_size):
-            part = slice(start, start + self.batch_size)
+        for part in self.parts:
             index = order[part]
             yield self.augment.batch(self.images, index, draws[part]), self.images.labels[index]
 
@@ -135,14 +138,14 @@ class _WholeBatches(torch.utils.data.Dataset):
     """Item i is the whole batch i: its seed can then be a function of (seed, epoch, i), whichever worker makes it."""
 
     def __init__(self, loader: WorkerLoader, order: torch.Tensor, epoch: int) -> None:
-        self.images, self.transform, self.batch_size = loader.images, loader.transform, loader.batch_size
+        self.images, self.transform, self.parts = loader.images, loader.transform, loader.parts
         self.order, self.seed = order, (loader.seed, epoch)
 
     def __len__(self) -> int:
-        return -(-len(self.order) // self.batch_size)
+        return len(self.parts)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        index = self.order[i * self.batch_size : (i + 1) * self.batch_size]
+        index = self.order[self.parts[i]]
         self.transform.set_random_seed(seed_for(*self.seed, i) % 2**32)
         pixels = self.images.pixels.numpy()
         x = torch.stack([self.transform(image=pixels[k])["image"] for k in index.tolist()])

@@ -9,6 +9,7 @@ import argparse
 import json
 import signal
 import sys
+import threading
 from pathlib import Path
 
 from . import __version__
@@ -123,7 +124,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's); returns the exit status."""
     try:
         args = _configured(_parser(), argv)
-        signal.signal(signal.SIGTERM, _terminate)  # ends like Ctrl-C: in words, with the last epoch kept
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _terminate)  # ends like Ctrl-C: in words, with the last epoch kept
         from . import job
 
         options = vars(args)

@@ -56,23 +56,29 @@ class Trainer:
     def run(self, test: Images, file: Path | None) -> None:
         """All epochs that are left, with an evaluation, a line and a checkpoint after each."""
         print(
-            describe(self.device) + ", " + self.precision, HEADER, *map(self._line, self.history), sep="\n", flush=True
+            f"{describe(self.device)}, {self.precision}", HEADER, *map(self._line, self.history), sep="\n", flush=True
         )
-        first = copy.deepcopy(self.model.state_dict()) if not self.epoch else None
+        first = None if self.epoch else copy.deepcopy(self.model.state_dict())
+        saved = self.epoch  # this many epochs are in the file
         while self.epoch < self.epochs:
             try:
-                self._epoch(test, file)
+                self._epoch(test)
+                if file:
+                    checkpoint.save(file, self.state_dict())
+                    saved = self.epoch  # this many epochs are in the file
+                print(self._line(self.history[-1]), flush=True)
             except BaseException as error:
-                if not self.epoch:
+                kept = saved if file else self.epoch
+                if not kept:
                     # A notebook's next call starts over with the same object: not from half-trained weights.
                     self.model.load_state_dict(first)
                 if isinstance(error, KeyboardInterrupt):
-                    on = file and self.epoch
-                    rest = f"the same call goes on after epoch {self.epoch}" if on else "the same call starts over"
-                    print(f"\nstopped in epoch {self.epoch + 1} of {self.epochs}; {rest}", flush=True)
+                    rest = f"goes on after epoch {saved}" if saved else "starts over"
+                    rest = "the model keeps its weights" if kept and not file else f"the same call {rest}"
+                    print(f"\nstopped in epoch {kept + 1} of {self.epochs}; {rest}", flush=True)
                 raise
 
-    def _epoch(self, test: Images, file: Path | None) -> None:
+    def _epoch(self, test: Images) -> None:
         start = time.perf_counter()
         row = self.train_epoch(self.epoch)
         if not self.ema.n_averaged:  # too few steps so far for a first update
@@ -80,9 +86,6 @@ class Trainer:
         row |= self._test(test)
         self.seconds["total"] += time.perf_counter() - start
         self.history.append(row | {"seconds": self.seconds["total"]})
-        if file:
-            checkpoint.save(file, self.state_dict())
-        print(self._line(self.history[-1]), flush=True)
 
     def train_epoch(self, epoch: int) -> dict:
         """One pass over the training images; the row it leaves for the history."""
