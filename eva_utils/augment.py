@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .errors import InputError
+from .errors import check
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,14 @@ class Augment:
     cutout: int = 8
 
     def __post_init__(self) -> None:
-        if self.padding < 0:
-            raise InputError(f"padding is {self.padding}; it has to be 0 or more pixels")
-        if self.cutout < 0:
-            raise InputError(f"cutout is {self.cutout}; it has to be 0 or more pixels")
+        check("padding", self.padding, self.padding >= 0, "0 or more pixels")
+        check("cutout", self.cutout, self.cutout >= 0, "0 or more pixels")
 
     def check(self, height: int, width: int) -> None:
         """Raises InputError unless images of this size can be padded and cut like this."""
         side = min(height, width)
-        if self.padding >= side:
-            raise InputError(f"padding is {self.padding}; it has to be below the images' side, {side} pixels")
-        if self.cutout > side:
-            raise InputError(f"cutout is {self.cutout}; it has to fit into the images' side, {side} pixels")
+        check("padding", self.padding, self.padding < side, f"below the images' side, {side} pixels")
+        check("cutout", self.cutout, self.cutout <= side, f"at most the images' side, {side} pixels")
 
     def draw(self, n: int, height: int, width: int, generator: torch.Generator) -> Draws:
         """Parameters for ``n`` images of ``height`` x ``width`` pixels."""

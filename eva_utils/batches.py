@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import torch
 
 from .augment import Augment, normalize
-from .errors import InputError, RunError
+from .errors import RunError, check
 from .images import Images
 
 
@@ -47,23 +47,28 @@ def loader(
     in a float tensor (3, h, w), which always uses the second engine.
     Raises ``InputError`` if the batch is larger than the data.
     """
-    if not 1 <= batch_size <= len(images):
-        raise InputError(f"batch_size is {batch_size}; it has to be between 1 and the {len(images):,} training images")
-    if engine not in ("batch", "albumentations"):
-        raise InputError(f"engine is {engine!r}; it has to be 'batch' or 'albumentations'")
-    if workers < 0:
-        raise InputError(f"workers is {workers}; it has to be 0 or more")
+    check_batches(images, augment, batch_size, engine, workers)
     size = tuple(images.pixels.shape[1:3])
     if augment is None:
         augment = Augment(padding=0, flip=False, cutout=0)
     if isinstance(augment, Augment):
-        augment.check(*size)
         if engine == "batch":
             return DeviceLoader(images, augment, batch_size, seed, device)
         augment = augment.albumentations(images.mean, images.std, *size)
-    elif not hasattr(augment, "set_random_seed"):
-        raise InputError(f"augment is {augment!r}; it has to be an Augment, an albumentations pipeline or None")
     return WorkerLoader(images, augment, batch_size, seed, device, workers)
+
+
+def check_batches(images: Images, augment, batch_size: int, engine: str = "batch", workers: int = 0) -> None:
+    """Raises ``InputError`` unless ``loader`` can make batches of this."""
+    n = len(images)
+    check("batch_size", batch_size, 1 <= batch_size <= n, f"between 1 and the {n:,} training images")
+    check("engine", engine, engine in ("batch", "albumentations"), "'batch' or 'albumentations'")
+    check("workers", workers, workers >= 0, "0 or more")
+    if isinstance(augment, Augment):
+        augment.check(*images.pixels.shape[1:3])
+    else:
+        known = augment is None or hasattr(augment, "set_random_seed")
+        check("augment", augment, known, "an Augment, an albumentations pipeline or None")
 
 
 class _Loader:

@@ -11,3 +11,16 @@ class InputError(ValueError):
 
 class RunError(RuntimeError):
     """A run cannot go on, through no fault of what it was given. The command line prints it and exits with status 1."""
+
+
+def check(name: str, value, ok: bool, right: str) -> None:
+    """Raises ``InputError`` unless ``ok``: "<name> is <value>; it has to be <right>"."""
+    if not ok:
+        raise InputError(f"{name} is {value!r}; it has to be {right}")
+
+
+def check_recipe(momentum: float, weight_decay: float, label_smoothing: float) -> None:
+    """Raises ``InputError`` unless SGD and its loss can use these. (NaN fails every comparison.)"""
+    check("momentum", momentum, 0 <= momentum < 1, "0 or more and below 1")
+    check("weight_decay", weight_decay, 0 <= weight_decay < float("inf"), "0 or more")
+    check("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "0 or more and below 1")

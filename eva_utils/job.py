@@ -10,13 +10,15 @@ import torch
 
 from . import plots
 from .augment import Augment
+from .batches import check_batches
 from .checkpoint import exclusive
-from .errors import InputError
+from .errors import InputError, check_recipe
 from .evaluation import predict
 from .explain import confusion, gradcam, misclassified
 from .images import Images, cifar10, digits, image_folder
 from .lr_finder import LRRange, find_lr
 from .model import ResNet9
+from .precision import choose_device, choose_precision
 from .records import load_model, read_csv, read_json, save_run, write_json
 from .schedule import ExpRange, OneCycle, Triangular, Triangular2
 from .train import fit
@@ -54,15 +56,21 @@ def _train(
     if _finished(out, config, fresh):
         print(f"{out} holds this run, finished; nothing to compute (--fresh starts over)")
         return json.loads((out / "results.json").read_text(encoding="utf8"))
-    # Both are checked before any work: a peak outside the epochs, a hole larger than the image.
+    # Everything is checked before any work, and before --fresh takes anything away.
     OneCycle(epochs, peak_epoch, *_placeholders(lr_min, lr_max))
     augment = Augment(padding, flip, cutout)
+    check_recipe(0, weight_decay, label_smoothing)
+    choose_precision(choose_device(device), precision)
     train_images, test_images = load_data(data, root)
     print(f"{train_images}\n{test_images}")
     if (side := min(train_images.pixels.shape[1:3])) < SMALLEST:
         raise InputError(f"the images of {data!r} have a side of {side} pixels; the network needs {SMALLEST} or more")
+    check_batches(train_images, augment, batch_size, engine, workers)
     torch.manual_seed(seed)
     model = ResNet9(len(train_images.classes), width)
+    if fresh:
+        for name in LEFT_BY_A_RUN:
+            (out / name).unlink(missing_ok=True)
     write_json(out / "config.json", config)
 
     shared = {"augment": augment, "batch_size": batch_size, "seed": seed, "label_smoothing": label_smoothing,
@@ -88,14 +96,14 @@ def _train(
 def explain(run) -> None:
     """Draw the figures of the finished run in the folder ``run`` again."""
     run = Path(run)
-    config, results = (read_json(run / name) for name in ("config.json", "results.json"))
+    config, _ = (read_json(run / name) for name in ("config.json", "results.json"))  # the second marks a finished run
     rates = LRRange.load(run / "lr_range.json") if (run / "lr_range.json").is_file() else None
     model = load_model(run)
     train_images, test_images = load_data(config["data"], config["root"])
     if (k := len(test_images.classes)) != (found := model.head.linear.out_features):
         raise InputError(f"data {config['data']!r} has {k} classes, but the model of {str(run)!r} has {found}")
     augment = Augment(config["padding"], config["flip"], config["cutout"])
-    probabilities = predict(model, test_images, precision=results["precision"])
+    probabilities = predict(model, test_images)
     history, steps = (read_csv(run / name) for name in ("history.csv", "lr.csv"))
     draw(run / "figures", history, steps, rates, train_images, test_images, augment, model, probabilities)
     print(f"figures are in {run / 'figures'}")
@@ -143,10 +151,8 @@ def draw(folder: Path, history, steps, rates, train_images, test_images, augment
 
 def _finished(out: Path, config: dict, fresh: bool) -> bool:
     """Whether ``out`` holds this very run, finished. Raises InputError if it holds another one."""
-    if fresh:
-        for name in LEFT_BY_A_RUN:
-            (out / name).unlink(missing_ok=True)
-    elif (out / "config.json").is_file():
+    # A config alone is from a command that failed before it computed anything.
+    if not fresh and any((out / name).is_file() for name in LEFT_BY_A_RUN):
         old = read_json(out / "config.json")
         changed = [
             f"  {key}: {old.get(key)!r} there, {value!r} here"

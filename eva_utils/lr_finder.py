@@ -19,7 +19,7 @@ from torch import nn
 from .augment import Augment
 from .batches import loader
 from .checkpoint import write_atomically
-from .errors import InputError
+from .errors import InputError, check_recipe
 from .images import Images
 from .precision import DTYPES, choose_device, choose_precision, keep_memory
 
@@ -109,6 +109,7 @@ def find_lr(
         print(f"{file}: range test done before")
         return kept
 
+    check_recipe(momentum, weight_decay, label_smoothing)
     start = time.perf_counter()
     device = choose_device(device)
     precision = choose_precision(device, precision)

@@ -7,7 +7,7 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-from .errors import InputError
+from .errors import check
 
 
 def conv_bn(inputs: int, outputs: int, pool: bool = False) -> nn.Sequential:
@@ -59,10 +59,8 @@ class ResNet9(nn.Sequential):
     """
 
     def __init__(self, num_classes: int = 10, width: int = 64, logit_scale: float = 0.125) -> None:
-        if num_classes < 2:
-            raise InputError(f"num_classes is {num_classes}; it has to be 2 or more")
-        if width < 1:
-            raise InputError(f"width is {width}; it has to be 1 or more")
+        check("num_classes", num_classes, num_classes >= 2, "2 or more")
+        check("width", width, width >= 1, "1 or more")
         super().__init__(
             OrderedDict(
                 prep=conv_bn(3, width),

@@ -11,13 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import InputError
-
-
-def _check(name: str, value: float, ok: bool, right: str) -> None:
-    # NaN fails every comparison, so it is refused here as well.
-    if not ok:
-        raise InputError(f"{name} is {value!r}; it has to be {right}")
+from .errors import check
 
 
 class _Policy:
@@ -25,8 +19,8 @@ class _Policy:
     lr_max: float
 
     def __post_init__(self) -> None:
-        _check("lr_min", self.lr_min, 0 < self.lr_min < np.inf, "a positive number")
-        _check("lr_max", self.lr_max, self.lr_min < self.lr_max < np.inf, f"above lr_min, which is {self.lr_min!r}")
+        check("lr_min", self.lr_min, 0 < self.lr_min < np.inf, "a positive number")
+        check("lr_max", self.lr_max, self.lr_min < self.lr_max < np.inf, f"above lr_min, which is {self.lr_min!r}")
 
     def _height(self, epoch: np.ndarray) -> np.ndarray:
         """The rate's place between lr_min (0) and lr_max (1)."""
@@ -47,7 +41,7 @@ class _Policy:
         """
         from torch.optim.lr_scheduler import LambdaLR
 
-        _check("steps_per_epoch", steps_per_epoch, steps_per_epoch >= 1, "1 or more")
+        check("steps_per_epoch", steps_per_epoch, steps_per_epoch >= 1, "1 or more")
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] = 1.0  # LambdaLR multiplies; by one it hands our rate through
         return LambdaLR(optimizer, lambda step: self(step / steps_per_epoch))
@@ -66,7 +60,7 @@ class Triangular(_Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check("step_size", self.step_size, 0 < self.step_size < np.inf, "a positive number of epochs")
+        check("step_size", self.step_size, 0 < self.step_size < np.inf, "a positive number of epochs")
 
     def _height(self, epoch):
         # The paper's form, 1 - |epoch / step_size - 2 * cycle + 1|, with its cycle counted from 1.
@@ -97,7 +91,7 @@ class ExpRange(Triangular):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check("gamma", self.gamma, 0 < self.gamma <= 1, "in (0, 1]")
+        check("gamma", self.gamma, 0 < self.gamma <= 1, "in (0, 1]")
 
     def _scale(self, epoch, cycle):
         return self.gamma ** np.maximum(epoch, 0)
@@ -120,10 +114,8 @@ class OneCycle(_Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check("epochs", self.epochs, 1 <= self.epochs < np.inf, "1 or more")
-        _check(
-            "peak_epoch", self.peak_epoch, 0 < self.peak_epoch < self.epochs, f"between 0 and epochs = {self.epochs}"
-        )
+        check("epochs", self.epochs, 1 <= self.epochs < np.inf, "1 or more")
+        check("peak_epoch", self.peak_epoch, 0 < self.peak_epoch < self.epochs, f"between 0 and epochs = {self.epochs}")
 
     def _height(self, epoch):
         return np.interp(epoch, [0, self.peak_epoch, self.epochs], [0, 1, 0])

@@ -14,7 +14,7 @@ from torch import nn
 from . import checkpoint as checkpoints
 from .augment import Augment
 from .batches import loader, to_device
-from .errors import InputError
+from .errors import InputError, check, check_recipe
 from .evaluation import predict
 from .images import Images
 from .precision import choose_device, choose_precision, describe, keep_memory
@@ -80,6 +80,8 @@ def fit(
     Raises ``InputError`` for arguments that do not fit together, for a checkpoint that is damaged or belongs to another
     configuration, and if the loss stops being finite (the last checkpoint is kept).
     """
+    check_recipe(momentum, weight_decay, label_smoothing)
+    check("ema", ema, 0 < ema <= 1, "above 0 and at most 1")
     device = choose_device(device)
     precision = choose_precision(device, precision)
     if device.type == "cpu":
