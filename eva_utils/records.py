@@ -44,6 +44,8 @@ def save_run(folder: str | Path, run: Run, test: Images, rates: LRRange | None =
     write_atomically(folder / "model.pt", lambda part: torch.save(run.ema.state_dict(), part))
     results = _results(run, rates, reasons or (rates.reasons if rates else {}), test)
     write_json(folder / "results.json", results)
+    augment = run.settings["augment"]
+    mirrored = not isinstance(augment, dict) or augment["flip"]  # TTA by flips is for networks that saw flipped images
     print(f"Accuracy on {len(test):,} test images after epoch {results['epochs']}, in per cent:")
     for key, words in (
         ("test_accuracy", "weights of the last step"),
@@ -51,7 +53,8 @@ def save_run(folder: str | Path, run: Run, test: Images, rates: LRRange | None =
         ("test_accuracy_ema", "averaged weights (EMA)"),
         ("test_accuracy_ema_tta", "averaged weights and flip TTA"),
     ):
-        print(f"  {results[key]:6.2f}  {words}")
+        if mirrored or not key.endswith("tta"):
+            print(f"  {results[key]:6.2f}  {words}")
     print(f"Everything is in {folder}")
     return results
 

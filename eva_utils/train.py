@@ -96,7 +96,7 @@ def fit(
         "data": train.name,
         "n_train": len(train),
         "n_test": len(test),
-        "data_crc32": f"{zlib.crc32(train.pixels.cpu().numpy().tobytes()):08x}",
+        "data_crc32": f"{zlib.crc32(train.pixels.cpu().contiguous().numpy()):08x}",
         "params": sum(p.numel() for p in model.parameters()),
         "policy": type(schedule).__name__,
         **dataclasses.asdict(schedule),

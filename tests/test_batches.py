@@ -1,6 +1,8 @@
 """The loaders: every image once an epoch, and nothing but (seed, epoch) decides what comes."""
 
+import os
 import random
+import signal
 
 import albumentations as A
 import numpy as np
@@ -10,6 +12,7 @@ from albumentations.pytorch import ToTensorV2
 
 from eva_utils import Augment, Images, InputError
 from eva_utils.batches import DeviceLoader, WorkerLoader, loader, plain_batches, seed_for
+from eva_utils.errors import RunError
 
 # Python 3.12 and later warn of every fork of a process with threads, which torch's always is.
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -56,7 +59,11 @@ def same(a, b) -> bool:
 
 
 @every_engine
-@pytest.mark.parametrize(("n", "batch_size", "sizes"), [(23, 8, [8, 8, 7]), (24, 8, [8, 8, 8]), (5, 5, [5])])
+@pytest.mark.parametrize(("n", "batch_size", "sizes"), [
+    (23, 8, [8, 8, 7]), (24, 8, [8, 8, 8]), (5, 5, [5]),
+    (17, 8, [8, 9]),  # BatchNorm could take no variance from a single image left over
+    (3, 1, [1, 1, 1]),
+])  # fmt: skip
 def test_every_image_comes_once_with_its_label(engine, n, batch_size, sizes):
     batches = loader(numbered(n), None, batch_size, **engine)
     orders = []
@@ -203,3 +210,13 @@ def test_seeds_of_more_numbers_and_of_large_numbers_are_distinct_too():
     """The order of an epoch, (seed, epoch), must not share its seed with the epoch's first batch, (seed, epoch, 0)."""
     tuples = [(1, 2), (1, 2, 0), (1, 2, 0, 0), (1,), (1, 0), (2**32,), (0, 1), (0,), (0, 0), (1, 2**32), (1, 0, 1)]
     assert len({seed_for(*numbers) for numbers in tuples}) == len(tuples)
+
+
+def test_a_worker_that_dies_is_told_in_words():
+    class Killer(A.ImageOnlyTransform):
+        def apply(self, image, **params):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    batches = loader(noise(8), A.Compose([Killer(p=1)]), 4, engine="albumentations", workers=1)
+    with pytest.raises(RunError, match="a worker process died"):
+        list(batches.epoch(0))

@@ -3,6 +3,8 @@
 import io
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -205,3 +207,28 @@ def test_code_in_a_checkpoint_is_refused_and_does_not_run(how, file, tmp_path):
     # The trap works: who unpickles it without care is caught.
     pickle.loads(pickle.dumps(Trap(tmp_path / "trapped")))
     assert (tmp_path / "trapped").exists()
+
+
+# One process at a time
+
+HOLD = """
+import sys
+from pathlib import Path
+from eva_utils.checkpoint import exclusive
+with exclusive(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
+    folder = tmp_path / "run"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="in use by another process"), checkpoint.exclusive(folder):
+            pass
+        first.kill()  # it gets no chance to tidy up
+    with checkpoint.exclusive(folder), checkpoint.exclusive(folder):  # the command holds it, and so does its fit
+        pass

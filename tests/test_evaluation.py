@@ -200,3 +200,14 @@ def test_the_first_gpu_is_taken_if_there_is_one(cuda, monkeypatch):
 def test_a_device_that_cannot_be_used_is_named(name):
     with pytest.raises(InputError, match=f"device is '{name}'"):
         choose_device(name)
+
+
+def test_environment_says_what_there_is(capsys, monkeypatch):
+    monkeypatch.setattr(precision, "_matmul_rate", lambda device, dtype: 2.73e15 / 0.4 / 600)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    precision.environment()
+    printed = capsys.readouterr().out
+    assert torch.__version__ in printed
+    assert "take about 10 minutes here" in printed
+    assert "no GPU" in printed
+    assert "QUICK = True" in printed
