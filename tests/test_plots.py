@@ -328,7 +328,7 @@ def test_misclassified():
     panels = [ax for ax in plots.misclassified(wrong, columns=4).axes if ax.images]
     assert len(panels) == 6
     for i, ax in enumerate(panels):
-        assert np.array_equal(shown(ax), wrong.images.pixels[i])
+        assert np.array_equal(shown(ax), wrong.images.pixels[i].numpy())
         true, predicted = CLASSES[i % 3], CLASSES[(i + 1) % 3]
         assert texts(ax).split() == [f"{true},", "taken", "for", predicted, "(80", "%)"]
 
@@ -372,7 +372,7 @@ def test_augmented_has_the_originals_first():
     axes = plots.augmented(several, Augment(2, True, 4), count=6, epochs=3).axes
     grid = np.array(axes, dtype=object).reshape(6, 4)
     for i, row in enumerate(grid):
-        assert np.array_equal(shown(row[0]), several.pixels[i])
+        assert np.array_equal(shown(row[0]), several.pixels[i].numpy())
         assert not all(np.allclose(shown(row[0]) / 255, shown(ax), atol=0.01) for ax in row[1:])
     assert [texts(ax).strip() for ax in grid[0]] == ["original", "epoch 1", "epoch 2", "epoch 3"]
 
@@ -383,7 +383,7 @@ def test_augmented_columns_are_the_same_images_denormalised():
     grid = np.array(plots.augmented(several, None, count=6, epochs=2).axes, dtype=object).reshape(6, 3)
     for i, row in enumerate(grid):
         for ax in row[1:]:
-            np.testing.assert_allclose(shown(ax), several.pixels[i] / 255, atol=1e-5)
+            np.testing.assert_allclose(shown(ax), several.pixels[i].numpy() / 255, atol=1e-5)
 
 
 def test_augmented_with_fewer_images_than_rows():
@@ -394,7 +394,7 @@ def test_samples_have_a_row_a_class():
     several = images(8)  # three ants, three bees, two cats
     axes = plots.samples(several, per_class=3).axes
     for label, row in enumerate(np.array(axes, dtype=object).reshape(3, 3)):
-        expected = several.pixels[several.labels == label]
+        expected = several.pixels[several.labels == label].numpy()
         assert CLASSES[label] in texts(row[0])
         drawn = [shown(ax) for ax in row if ax.images]
         assert len(drawn) == len(expected)
@@ -405,5 +405,5 @@ def test_denormalize_undoes_the_normalisation():
     several = images(4)
     x = (several.pixels / 255 - torch.tensor(several.mean)) / torch.tensor(several.std)
     np.testing.assert_allclose(
-        denormalize(x.permute(0, 3, 1, 2), several.mean, several.std), several.pixels / 255, atol=1e-6
+        denormalize(x.permute(0, 3, 1, 2), several.mean, several.std), several.pixels.numpy() / 255, atol=1e-6
     )

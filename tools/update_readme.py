@@ -13,28 +13,24 @@ NAMES = {"cifar10-jpeg": "CIFAR-10 (JPEG q75)", "cifar10": "CIFAR-10"}
 def row(folder: Path) -> str:
     r = json.loads((folder / "results.json").read_text(encoding="utf8"))
     cells = [
-        NAMES.get(r["data"], r["data"]),
-        f"{r['n_train']:,} + {r['n_test']:,}",
-        str(r["epochs"]),
-        f"{r['lr_min']:.3g} - {r['lr_max']:.3g}",
+        f"{NAMES.get(r['data'], r['data'])}, {r['n_train']:,} + {r['n_test']:,}",
+        f"{r['epochs']}",
+        f"{r['lr_min']:.2g} to {r['lr_max']:.2g}",
         f"{r['test_accuracy']:.2f}",
         f"**{r['test_accuracy_ema']:.2f}**",
         f"{r['test_accuracy_ema_tta']:.2f}",
         f"{r['train_accuracy']:.2f}",
-        f"{r['seconds_total']:,.0f} s, {r['images_per_second']:,.0f} images/s",
-        f"{r['device']}, {r['precision']}, torch {r['torch']}",
-        f"[1 (seed {r['seed']})](assets/runs/{folder.name})",
+        f"{r['seconds_total'] / 60:.0f} min, {r['images_per_second']:,.0f} images/s",
+        f"{r['device'].removeprefix('CPU: ')}, {r['precision']}, torch {r['torch']}",
+        f"[1, seed {r['seed']}](assets/runs/{folder.name})",
     ]
     return "| " + " | ".join(cells) + " |"
 
 
 def table() -> str:
-    head = (
-        "| data | train + test images | epochs | rates found | test, raw | test, EMA | test, EMA + TTA | train "
-        "| wall clock, training speed | device | n |"
-    )
+    head = "| data, images | epochs | rates found | test, raw | test, EMA | EMA + TTA | train | time | device | n |"
     folders = sorted(path.parent for path in (ROOT / "assets" / "runs").glob("*/results.json"))
-    return "\n".join([head, "|---" * head.count(" | ") + "|---|", *map(row, folders)]) + "\n"
+    return "\n".join([head, "|---" * (head.count("|") - 1) + "|", *map(row, folders)]) + "\n"
 
 
 def updated(readme: str) -> str:
