@@ -91,29 +91,43 @@ def _configured(parser: argparse.ArgumentParser, argv: list[str] | None) -> argp
     """The arguments; for those not given, ``--config``'s values come before the defaults."""
     args = parser.parse_args(argv)
     if args.command == "train" and args.config:
-        try:
-            config = json.loads(args.config.read_text(encoding="utf8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"config {str(args.config)!r} cannot be read: {error}") from error
         train = parser._subparsers._group_actions[0].choices["train"]
         known = {a.dest: a for a in train._actions if a.dest not in ("help", "config", "out", "fresh")}
-        if not isinstance(config, dict) or (unknown := sorted(config.keys() - known.keys())):
-            what = f"unknown settings {', '.join(unknown)}" if isinstance(config, dict) else "no settings"
-            raise InputError(f"config {str(args.config)!r} has {what}; known are {', '.join(sorted(known))}")
-        for key, value in config.items():
-            # As argparse does it for a flag, so that a file's mistakes are found and named like a command's.
-            if known[key].type and value is not None:
-                try:
-                    config[key] = known[key].type(str(value))
-                except ValueError as error:
-                    raise InputError(f"config {str(args.config)!r}: {key} is {value!r} ({error})") from error
-            if known[key].choices and value not in known[key].choices:
-                raise InputError(f"config {str(args.config)!r}: {key} is {value!r}, not one of {known[key].choices}")
-        train.set_defaults(**config)
+        train.set_defaults(**_read_config(args.config, known))
         args = parser.parse_args(argv)
     if args.command == "train" and not args.data:
         parser.error("train needs --data: cifar10, digits, or a folder with train/<class>/ and test/<class>/")
     return args
+
+
+def _read_config(file: Path, known: dict[str, argparse.Action]) -> dict:
+    """The settings in ``file``, checked as argparse checks a flag, so that mistakes are named here as they are there."""
+    where = f"config {str(file)!r}"
+    try:
+        config = json.loads(file.read_text(encoding="utf8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{where} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{where} holds no settings; it has to be like the config.json of a run")
+    if unknown := sorted(config.keys() - known.keys()):
+        raise InputError(f"{where} has unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+    for key, value in config.items():
+        action = known[key]
+        try:
+            if value is None:
+                right = action.default is None
+            elif isinstance(action, argparse.BooleanOptionalAction):
+                right = isinstance(value, bool)
+            elif action.type:
+                config[key] = action.type(str(value))
+                right = True
+            else:
+                right = isinstance(value, str) and (not action.choices or value in action.choices)
+        except ValueError:
+            right = False
+        if not right:
+            raise InputError(f"{where}: {key} is {value!r}; see eva-utils train --help for what it has to be")
+    return config
 
 
 def _terminate(signum, frame):

@@ -117,6 +117,9 @@ def gradcam(model: nn.Module, mistakes: Mistakes, layers: tuple[str, ...] = LAYE
     maps = {which: [] for which in labels}
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         network = copy.deepcopy(model).float().requires_grad_(True)
+        for module in network.modules():
+            if getattr(module, "inplace", False):
+                module.inplace = False  # it would overwrite the activations that are looked at
         x = normalize(images.pixels.to(device), images.mean, images.std)
         for layer in layers:
             with GradCAM(network, [network.get_submodule(layer)]) as cam:

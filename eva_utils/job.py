@@ -12,7 +12,7 @@ from . import plots
 from .augment import Augment
 from .batches import check_batches
 from .checkpoint import exclusive
-from .errors import InputError, check_recipe
+from .errors import InputError, check, check_recipe
 from .evaluation import predict
 from .explain import confusion, gradcam, misclassified
 from .images import Images, cifar10, digits, image_folder
@@ -96,14 +96,18 @@ def _train(
 def explain(run) -> None:
     """Draw the figures of the finished run in the folder ``run`` again."""
     run = Path(run)
-    config, _ = (read_json(run / name) for name in ("config.json", "results.json"))  # the second marks a finished run
+    config, results = (read_json(run / name) for name in ("config.json", "results.json"))
     rates = LRRange.load(run / "lr_range.json") if (run / "lr_range.json").is_file() else None
     model = load_model(run)
     train_images, test_images = load_data(config["data"], config["root"])
     if (k := len(test_images.classes)) != (found := model.head.linear.out_features):
         raise InputError(f"data {config['data']!r} has {k} classes, but the model of {str(run)!r} has {found}")
     augment = Augment(config["padding"], config["flip"], config["cutout"])
-    probabilities = predict(model, test_images)
+    try:
+        precision = choose_precision(choose_device("cpu"), results["precision"])
+    except InputError:
+        precision = "auto"  # it ran in fp16 on a GPU, which no CPU has
+    probabilities = predict(model, test_images, precision=precision)
     history, steps = (read_csv(run / name) for name in ("history.csv", "lr.csv"))
     draw(run / "figures", history, steps, rates, train_images, test_images, augment, model, probabilities)
     print(f"figures are in {run / 'figures'}")
@@ -170,6 +174,8 @@ def _finished(out: Path, config: dict, fresh: bool) -> bool:
 
 def _placeholders(lr_min, lr_max) -> tuple[float, float]:
     """Rates to check the rest with, where they are still to be found."""
+    if lr_max != "find":
+        check("lr_max", lr_max, 0 < lr_max < float("inf"), "a positive number")
     if lr_min == "find":
         lr_min = 1e-3 if lr_max == "find" else lr_max / 2
     return lr_min, 2 * lr_min if lr_max == "find" else lr_max

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from .augment import Augment
-from .batches import loader
+from .batches import loader, seed_for
 from .checkpoint import write_atomically
 from .errors import InputError, check_recipe
 from .images import Images
@@ -161,6 +161,7 @@ def _range_test(network, optimizer, criterion, batches, precision: str, lr_end: 
         mock.patch.object(library, "tqdm", bar),
         contextlib.redirect_stdout(io.StringIO()),
     ):
+        torch.manual_seed(seed_for(batches.seed, 0, 1))  # for Dropout and the like
         # Unsmoothed, because smoothing is ours (centred); it stops by itself at five times the lowest loss.
         finder.range_test(Endless(), end_lr=lr_end, num_iter=steps, smooth_f=0)
     return np.array(finder.history["lr"]), np.array(finder.history["loss"])
@@ -186,7 +187,7 @@ def choose_rates(lr: np.ndarray, loss: np.ndarray) -> tuple[float, float, dict[s
     low = int(smooth[:edge].argmin())
     fell = fall[low]
     noise = np.std(np.diff(loss[: low + 1])) / np.sqrt(SMOOTH) if low > 1 else np.inf
-    if fell < max(3 * noise, 0.01 * abs(smooth[0])):
+    if fell < max(5 * noise, 0.01 * abs(smooth[0])):
         raise InputError(
             f"the curve of the range test is flat: the loss fell by {fell:.3g} from {smooth[0]:.3g} between rates "
             f"{lr[0]:.3g} and {lr[-1]:.3g}; check data and model, or take a wider range"

@@ -59,19 +59,20 @@ def axes(ax, width: float = 8, height: float = 4):
 
 
 def png(figure: Figure) -> bytes:
-    """``figure`` as a PNG of less than 200 kB: with a palette of as many colours, up to 256, as that allows."""
+    """``figure`` as a PNG of less than 200 kB: with as many colours, up to 256, as that allows, or at last smaller."""
     from PIL import Image
 
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
     picture = Image.open(buffer).convert("RGB")
-    for colours in (256, 224, 192, 128, 64, 32):
-        buffer = io.BytesIO()
-        reduced = picture.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-        reduced.save(buffer, format="png", optimize=True)
-        if buffer.tell() < LIMIT:
-            break
-    return buffer.getvalue()
+    while True:
+        for colours in (256, 224, 192, 128, 64, 32):
+            buffer = io.BytesIO()
+            reduced = picture.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+            reduced.save(buffer, format="png", optimize=True)
+            if buffer.tell() < LIMIT:
+                return buffer.getvalue()
+        picture = picture.resize((picture.width * 2 // 3, picture.height * 2 // 3))
 
 
 def save(figure: Figure, path: str | Path) -> Path:

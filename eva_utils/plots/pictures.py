@@ -43,7 +43,7 @@ def samples(images, per_class: int = 8) -> Figure:
     figure = Picture(per_class * 0.8 + 1.2, len(classes) * 0.8)
     grid = figure.subplots(len(classes), per_class, squeeze=False)
     for label, row in enumerate(grid):
-        found = images.pixels[(images.labels == label).nonzero().flatten()[:per_class]].cpu()
+        found = images.pixels[(images.labels == label).nonzero().flatten()[:per_class]].cpu().numpy()
         for ax in row:
             ax.axis("off")
         for ax, pixels in zip(row, found, strict=False):
@@ -56,10 +56,11 @@ def samples(images, per_class: int = 8) -> Figure:
 @styled
 def augmented(images, augment, count: int = 6, epochs: int = 7, seed: int = 0) -> Figure:
     """``count`` images as they are (left), and as training sees them in ``epochs`` different epochs."""
+    count = min(count, len(images))
     chosen = images[torch.arange(count)]
     figure = Picture((epochs + 1) * 0.95, count * 0.95 + 0.3)
     grid = figure.subplots(count, epochs + 1, squeeze=False)
-    for ax, pixels in zip(grid[:, 0], chosen.pixels.cpu(), strict=True):
+    for ax, pixels in zip(grid[:, 0], chosen.pixels.cpu().numpy(), strict=True):
         ax.imshow(pixels, interpolation="nearest")
     # The place of each image instead of its class as label: an epoch comes in random order, and this undoes it.
     batches = loader(replace(chosen, labels=torch.arange(count)), augment, batch_size=count, seed=seed, workers=0)
@@ -115,7 +116,7 @@ def misclassified(mistakes, columns: int = 5) -> Figure:
     figure, panels = _grid(len(mistakes), columns)
     for i, ax in enumerate(panels):
         true, predicted, probability = mistakes.caption(i)
-        ax.imshow(mistakes.images.pixels[i].cpu(), interpolation="nearest")
+        ax.imshow(mistakes.images.pixels[i].cpu().numpy(), interpolation="nearest")
         ax.set_title(
             f"{true}, taken for\n{predicted} ({100 * probability:.0f} %)", fontsize=9, loc="center", fontweight="normal"
         )
