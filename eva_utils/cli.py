@@ -101,7 +101,7 @@ def _configured(parser: argparse.ArgumentParser, argv: list[str] | None) -> argp
 
 
 def _read_config(file: Path, known: dict[str, argparse.Action]) -> dict:
-    """The settings in ``file``, checked as argparse checks a flag, so that mistakes are named here as they are there."""
+    """The settings in ``file``, checked as argparse checks flags, so that a mistake is named here too."""
     where = f"config {str(file)!r}"
     try:
         config = json.loads(file.read_text(encoding="utf8"))
