@@ -210,7 +210,7 @@ def test_negative_pixels_are_refused(options):
     ("augment", "message"),
     [
         (Augment(padding=8, cutout=0), "padding is 8; it has to be below the images' side, 8 pixels"),
-        (Augment(padding=0, cutout=9), "cutout is 9; it has to fit into the images' side, 8 pixels"),
+        (Augment(padding=0, cutout=9), "cutout is 9; it has to be at most the images' side, 8 pixels"),
     ],
     ids=str,
 )

@@ -62,7 +62,7 @@ def same(a, b) -> bool:
 @pytest.mark.parametrize(("n", "batch_size", "sizes"), [
     (23, 8, [8, 8, 7]), (24, 8, [8, 8, 8]), (5, 5, [5]),
     (17, 8, [8, 9]),  # BatchNorm could take no variance from a single image left over
-    (3, 1, [1, 1, 1]),
+    (6, 1, [1] * 6),
 ])  # fmt: skip
 def test_every_image_comes_once_with_its_label(engine, n, batch_size, sizes):
     batches = loader(numbered(n), None, batch_size, **engine)

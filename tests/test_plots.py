@@ -336,7 +336,7 @@ def test_misclassified():
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (12, 20)])
 def test_gradcam_rows(tmp_path, height, width):
     explained = cams(3, height, width)
-    figure = plots.gradcam(explained, zoom=2)
+    figure = plots.gradcam(explained, side=2 * max(height, width))
     figure.savefig(tmp_path / "figure.png", dpi=100)  # before it gets a palette
     with Image.open(tmp_path / "figure.png") as picture:
         picture = np.asarray(picture.convert("RGB"))

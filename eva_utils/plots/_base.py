@@ -66,13 +66,13 @@ def png(figure: Figure) -> bytes:
     figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
     picture = Image.open(buffer).convert("RGB")
     while True:
-        for colours in (256, 224, 192, 128, 64, 32):
+        for colours in (256, 224, 160, 96):
             buffer = io.BytesIO()
             reduced = picture.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
             reduced.save(buffer, format="png", optimize=True)
             if buffer.tell() < LIMIT:
                 return buffer.getvalue()
-        picture = picture.resize((picture.width * 2 // 3, picture.height * 2 // 3))
+        picture = picture.resize((picture.width // 2, picture.height // 2))
 
 
 def save(figure: Figure, path: str | Path) -> Path:
