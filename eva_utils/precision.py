@@ -99,7 +99,8 @@ def environment(flop: float = 2.73e15) -> None:
         f"24 epochs of CIFAR-10 at full width take about {max(minutes, 0.1):.{0 if minutes > 3 else 1}f} minutes here"
     )
     if device.type == "cpu":
-        print("There is no GPU here. In Colab: Runtime > Change runtime type > T4 GPU. Or set QUICK = True below.")
+        print("There is no GPU here. In Colab: Runtime > Change runtime type > T4 GPU.")
+        print("SuperConvergence.ipynb has a quick mode, too, a minute on any CPU: QUICK = True.")
 
 
 def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -74,13 +74,13 @@ def schedule(policy, *, ax=None) -> Figure:
         [0, policy.peak_epoch, policy.epochs], policy(np.array([0, policy.peak_epoch, policy.epochs])), "o", color=RED
     )
     marks = (
-        (0, policy.lr_min, f"LR_MIN = {policy.lr_min:.4g}", (10, -3)),
-        (policy.peak_epoch, policy.lr_max, f"LR_MAX = {policy.lr_max:.4g} at epoch {policy.peak_epoch:g}", (10, -3)),
+        (0, policy.lr_min, f"LR_MIN = {policy.lr_min:.3g}", (10, -4)),
+        (policy.peak_epoch, policy.lr_max, f"LR_MAX = {policy.lr_max:.3g} at epoch {policy.peak_epoch:g}", (10, -4)),
     )
     for x, y, words, offset in marks:
         ax.annotate(words, (x, y), offset, textcoords="offset points")
     last = f"LR_MIN at epoch {policy.epochs:g}"
-    ax.annotate(last, (policy.epochs, policy.lr_min), (0, 12), textcoords="offset points", ha="right")
+    ax.annotate(last, (policy.epochs, policy.lr_min), (-14, -4), textcoords="offset points", ha="right")
     ax.set(xlabel="epoch", ylabel="learning rate", title="One-cycle policy, no annihilation", ylim=(0, None))
     return ax.figure
 
