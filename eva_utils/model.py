@@ -7,12 +7,13 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
+from .conv import Conv3x3
 from .errors import check
 
 
 def conv_bn(inputs: int, outputs: int, pool: bool = False) -> nn.Sequential:
     """Conv3x3 (padding 1, no bias) - [MaxPool2] - BatchNorm - ReLU: (n, inputs, h, w) -> (n, outputs, h, w or h/2)."""
-    layers = OrderedDict(conv=nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))
+    layers = OrderedDict(conv=Conv3x3(inputs, outputs))
     if pool:
         layers["pool"] = nn.MaxPool2d(2)
     layers["bn"] = nn.BatchNorm2d(outputs)

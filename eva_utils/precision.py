@@ -39,9 +39,17 @@ def choose_precision(device: torch.device, precision: str = "auto") -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     if device.type == "cpu":
-        tests = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # not in every version of torch
-        return "bf16" if any(getattr(torch.cpu, test, bool)() for test in tests) else "fp32"
+        return "bf16" if has_amx() or _cpu_has("_is_avx512_bf16_supported") else "fp32"
     return "fp32"
+
+
+def has_amx() -> bool:
+    """Whether this CPU has matrix units (Intel AMX)."""
+    return _cpu_has("_is_amx_tile_supported")
+
+
+def _cpu_has(test: str) -> bool:
+    return getattr(torch.cpu, test, bool)()  # not in every version of torch
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -73,7 +81,7 @@ def keep_memory() -> None:
     try:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(m_mmap_threshold, 1 << 30)
-        libc.mallopt(m_trim_threshold, 1 << 30)
+        libc.mallopt(m_trim_threshold, -1)  # never
     except (OSError, AttributeError):
         pass  # no glibc: nothing to gain here
 
