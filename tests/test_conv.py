@@ -1,4 +1,4 @@
-"""The convolution's second way for small maps: same values and gradients as torch's own, taken only where it should be."""
+"""The convolution's second way for small maps: torch's own values and gradients, and taken only where it should be."""
 
 import pytest
 import torch
