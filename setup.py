@@ -39,6 +39,7 @@ setup(
             "ipykernel>=6.29",
             "packaging",
             "scipy",
+            "setuptools>=70.1",  # builds wheels by itself
         ],
     },
     entry_points={"console_scripts": ["eva-utils = eva_utils.cli:main"]},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import time
 
@@ -107,7 +108,8 @@ def environment(flop: float = 2.73e15) -> None:
         f"24 epochs of CIFAR-10 at full width take about {max(minutes, 0.1):.{0 if minutes > 3 else 1}f} minutes here"
     )
     if device.type == "cpu":
-        print("There is no GPU here. In Colab: Runtime > Change runtime type > T4 GPU.")
+        where = " In Colab: Runtime > Change runtime type > T4 GPU." if "COLAB_RELEASE_TAG" in os.environ else ""
+        print(f"There is no GPU here.{where}")
         print("SuperConvergence.ipynb has a quick mode, too, a minute on any CPU: QUICK = True.")
 
 

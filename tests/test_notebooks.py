@@ -1,6 +1,11 @@
 """Both notebooks run from top to bottom in a fresh kernel, and a second run goes on from the first one's checkpoint."""
 
+import json
+import re
 import shutil
+import subprocess
+import sysconfig
+import venv
 from pathlib import Path
 
 import nbformat
@@ -12,15 +17,20 @@ ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-def run_all(name: str, folder: Path, **parameters) -> str:
-    """Run a notebook in ``folder``, with ``parameters`` instead of those in its cell; returns what it printed."""
+def run_all(name: str, folder: Path, kernel: str = "python3", source: Path | None = None, **parameters) -> str:
+    """Run a notebook in ``folder``, with ``parameters`` instead of those in its cell; returns what it printed.
+
+    source: what the install cell installs instead of the repository on GitHub.
+    """
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    if source:
+        cell = next(cell for cell in notebook.cells if "%pip install" in cell.source)
+        cell.source, count = re.subn(r"git\+https://github\.com/[\w.-]+/[\w.-]+", str(source), cell.source)
+        assert count == 1
     place = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
     given = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
     notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(given))
-    NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
-    ).execute()
+    NotebookClient(notebook, timeout=300, kernel_name=kernel, resources={"metadata": {"path": str(folder)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not any("widget" in kind for output in outputs for kind in output.get("data", {}))
     return "".join(output.get("text", "") for output in outputs)
@@ -53,3 +63,55 @@ def test_super_convergence_quickly_and_again(tmp_path):
     assert "range test done before" in printed
     assert "finished, nothing to compute" in printed
     assert figures(tmp_path / "assets" / "q") == set(names.split())
+
+
+def python_without_the_package(folder: Path) -> Path:
+    """A fresh virtual environment that sees all that is installed here, apart from eva_utils; returns its python."""
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    # Python 3.11 brings an old setuptools, which would stand before the one that is installed here.
+    subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", "setuptools"], check=True)
+    others = folder / "preinstalled"
+    others.mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if not re.match(r"(__editable__.*)?eva_utils|.*\.pth$", entry.name):
+            (others / entry.name).symlink_to(entry)
+    site = subprocess.check_output([python, "-c", "import site; print(site.getsitepackages()[0])"], text=True).strip()
+    (Path(site) / "preinstalled.pth").write_text(str(others))
+    colab = Path(site) / "google" / "colab"
+    colab.mkdir(parents=True)
+    (colab / "__init__.py").touch()
+    (colab / "drive.py").write_text("import os\n\n\ndef mount(point):\n    os.makedirs(point + '/MyDrive')\n")
+    return python
+
+
+def test_in_a_fresh_colab(tmp_path, monkeypatch):
+    """Nothing but the install cell puts the package there, and it changes no other; checkpoints go to the Drive."""
+    source = tmp_path / "clone"
+    shutil.copytree(ROOT / "eva_utils", source / "eva_utils")
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source)
+    python = python_without_the_package(tmp_path / "venv")
+    freeze = [python, "-m", "pip", "list", "--format", "json"]
+    before = {row["name"]: row["version"] for row in json.loads(subprocess.check_output(freeze))}
+    assert "eva_utils" not in before and "torch" in before
+    spec = tmp_path / "jupyter" / "kernels" / "colab" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    start = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec.write_text(json.dumps({"argv": start, "display_name": "colab", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab_20261101")
+    monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # pip's way to say yes: build with the setuptools that is here
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    content = tmp_path / "content"
+    content.mkdir()
+
+    printed = run_all(
+        "SuperConvergence", content, "colab", source, QUICK=True, RUN="drive/MyDrive/q", ASSETS="assets/q"
+    )
+    assert "Runtime > Change runtime type" in printed
+    assert (content / "drive" / "MyDrive" / "q" / "results.json").is_file()
+    after = {row["name"]: row["version"] for row in json.loads(subprocess.check_output(freeze))}
+    assert after.pop("eva_utils")
+    assert after == before
