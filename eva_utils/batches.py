@@ -180,8 +180,8 @@ class _WholeBatches(torch.utils.data.Dataset):
         return x, self.images.labels[index]
 
     def _augmented(self, k: int, place: int) -> torch.Tensor:
-        # A stream of random numbers for each image, a function of (seed, epoch, its place in the order), whichever worker
-        # or process makes it. All steps of the pipeline draw from it: seeded alike, two flips would always agree.
+        # A stream of random numbers an image, a function of (seed, epoch, its place in the order), whichever worker or
+        # process makes it. All steps of the pipeline draw from it: seeded alike, two flips would always agree.
         seed = seed_for(*self.seed, place)
         self.transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
         return self.transform(image=self.images.pixels[k].numpy())["image"]
