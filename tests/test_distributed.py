@@ -24,7 +24,7 @@ from eva_utils.precision import choose_device
 
 HERE = Path(__file__).resolve().parent
 TRAIN = [
-    "train", "--data", "digits", "--width", "4", "--epochs", "12", "--peak-epoch", "1", "--batch-size", "128",
+    "train", "--data", "digits", "--width", "4", "--epochs", "8", "--peak-epoch", "1", "--batch-size", "128",
     "--no-flip", "--precision", "fp32", "--device", "cpu", "--lr-min", "0.02", "--lr-max", "0.2",
 ]  # fmt: skip
 STEPS = 12  # an epoch: 1,437 images in batches of 128
@@ -278,7 +278,7 @@ def test_a_killed_run_goes_on_with_as_many_processes_or_another_number(tmp_path,
 
     state = checkpoint.load(run / "checkpoint.pt")
     done = len(state["history"])
-    assert state["processes"] == 2 and done < 12
+    assert state["processes"] == 2 and done < 8
     assert state["model"].keys() == ResNet9(10, 4).state_dict().keys()
     monkeypatch.setattr(job, "draw", lambda *args: None)
     with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -287,7 +287,7 @@ def test_a_killed_run_goes_on_with_as_many_processes_or_another_number(tmp_path,
     assert checkpoint.load(run / "checkpoint.pt")["processes"] == 1
     with (run / "lr.csv").open(newline="") as lines:
         steps = list(csv.DictReader(lines))
-    assert [int(row["step"]) for row in steps] == list(range(12 * STEPS))
+    assert [int(row["step"]) for row in steps] == list(range(8 * STEPS))
     assert all(row["applied"] == row["planned"] for row in steps)
     assert json.loads((run / "results.json").read_text())["test_accuracy"] > 60
 
