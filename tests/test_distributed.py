@@ -88,7 +88,7 @@ def single(tmp_path_factory) -> dict:
         return together.work(tmp_path_factory.mktemp("single"))
 
 
-@pytest.fixture(scope="module", params=SEVERAL, ids=lambda n: f"{n} processes")
+@pytest.fixture(scope="module", params=SEVERAL, ids=lambda n: f"{n}-processes")
 def group(request, tmp_path_factory) -> Group:
     return Group(request.param, tmp_path_factory.mktemp("group"))
 
