@@ -1,7 +1,9 @@
 """Several real processes over gloo do what one does: the same batches, gradients, weights and counts."""
 
+import argparse
 import contextlib
 import csv
+import importlib.util
 import io
 import json
 import os
@@ -354,3 +356,27 @@ def test_a_single_process_is_no_group(environment, monkeypatch, capsys):
         assert distributed.parallel(model) is model
         assert distributed.on_first(print)("heard") is None
     assert capsys.readouterr().out == "heard\n"
+
+
+# benchmarks/scaling.py
+
+
+def test_scaling_leaves_a_row_for_each_number_of_processes(tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("scaling", HERE.parent / "benchmarks" / "scaling.py")
+    scaling = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(scaling)
+    small = {"batch_size": 8, "width": 2, "steps": 2, "epochs": 3, "device": "cpu", "out": tmp_path}
+    scaling.measure(argparse.Namespace(**small))
+    (file,) = tmp_path.glob("scaling-cpu-*.json")
+    measured = json.loads(file.read_text())
+    (row,) = measured.pop("rows")
+    assert (row["processes"], row["all_reduce_seconds"], len(row["of_each_epoch"])) == (1, 0, 3)
+    assert row["images_per_second"] > 0
+
+    twice = {"processes": 2, "images_per_second": 1.5 * row["images_per_second"], "all_reduce_seconds": 0.004}
+    for _ in range(2):  # measured again, it takes the place of the row before
+        assert scaling.add_row(tmp_path, measured, twice) == file
+    assert json.loads(file.read_text())["rows"] == [row, twice]
+    assert "efficiency 75%, all-reduce alone 4.0 ms" in capsys.readouterr().out
+    scaling.add_row(tmp_path, measured | {"batch_size": 16}, twice)  # not to be compared with the others
+    assert json.loads(file.read_text())["rows"] == [twice]
