@@ -11,6 +11,7 @@ import functools
 import inspect
 import io
 import os
+import signal
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
@@ -64,6 +65,9 @@ def process_group() -> Iterator[None]:
         with contextlib.redirect_stdout(io.StringIO()) if number else contextlib.nullcontext():
             yield
     except Exception as error:
+        with contextlib.suppress(ValueError):  # not in the main thread
+            # torchrun sends SIGTERM to what is left of a group: not in the middle of saying why this one ends.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if not _first_to_fail(store):
             raise SystemExit(2 if isinstance(error, InputError) else 1) from None
         if isinstance(error, dist.DistError) or "gloo" in str(error):  # the line to another process broke
