@@ -4,19 +4,22 @@
 (x, y) on the device: float32 (b, 3, h, w) in channels_last memory and int64 (b,). What comes is a function of
 (seed, epoch) and of nothing else: epoch 7 is the same whether or not epoch 6 ran before it, so a resumed run sees what
 an undisturbed one sees. Every image comes once an epoch; the last batch is smaller if the batch size does not
-divide their number (a single image left over joins the batch before it).
+divide their number (a single image left over joins the batch before it). Of several processes, each takes its shard
+of every batch, image for image what a single process would see.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import random
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from .augment import Augment, normalize
-from .errors import RunError, check
+from .errors import InputError, RunError, check
 from .images import Images
 
 
@@ -40,44 +43,64 @@ def loader(
     device: str | torch.device = "cpu",
     engine: str = "batch",
     workers: int = 2,
+    shard: tuple[int, int] = (0, 1),
 ):
     """The loader for ``engine``: "batch" (on the device) or "albumentations" (image by image, in worker processes).
 
     ``augment`` is an ``Augment``, None for plain normalised images, or an albumentations pipeline of your own that ends
     in a float tensor (3, h, w), which always uses the second engine.
-    Raises ``InputError`` if the batch is larger than the data.
+    shard: (rank, processes); of every batch of ``batch_size``, the images rank, rank + processes, ... are given.
+    Raises ``InputError`` if the batch is larger than the data or too small to be shared.
     """
-    check_batches(images, augment, batch_size, engine, workers)
+    check_batches(images, augment, batch_size, engine, workers, shard[1])
     size = tuple(images.pixels.shape[1:3])
     if augment is None:
         augment = Augment(padding=0, flip=False, cutout=0)
     if isinstance(augment, Augment):
         if engine == "batch":
-            return DeviceLoader(images, augment, batch_size, seed, device)
+            return DeviceLoader(images, augment, batch_size, seed, device, shard)
         augment = augment.albumentations(images.mean, images.std, *size)
-    return WorkerLoader(images, augment, batch_size, seed, device, workers)
+    return WorkerLoader(images, augment, batch_size, seed, device, shard, workers)
 
 
-def check_batches(images: Images, augment, batch_size: int, engine: str = "batch", workers: int = 0) -> None:
+def check_batches(
+    images: Images, augment, batch_size: int, engine: str = "batch", workers: int = 0, processes: int = 1
+) -> None:
     """Raises ``InputError`` unless ``loader`` can make batches of this."""
     n = len(images)
     check("batch_size", batch_size, 1 <= batch_size <= n, f"between 1 and the {n:,} training images")
+    smallest = min(part.stop - part.start for part in _parts(n, batch_size))
+    if processes > 1 and smallest < 2 * processes:  # BatchNorm has no variance to take from one image
+        raise InputError(
+            f"batch_size is {batch_size}, which leaves {smallest} of the {n:,} training images for the smallest batch; "
+            f"{processes} processes need {2 * processes} or more in each: choose another batch size or fewer processes"
+        )
     check("engine", engine, engine in ("batch", "albumentations"), "'batch' or 'albumentations'")
     check("workers", workers, workers >= 0, "0 or more")
     if isinstance(augment, Augment):
         augment.check(*images.pixels.shape[1:3])
     else:
-        known = augment is None or hasattr(augment, "set_random_seed")
+        known = augment is None or hasattr(augment, "set_random_state")
         check("augment", augment, known, "an Augment, an albumentations pipeline or None")
 
 
+def _parts(n: int, batch_size: int) -> list[slice]:
+    """Where each batch lies in the order of an epoch with ``n`` images."""
+    ends = [*range(batch_size, n, batch_size), n]
+    if len(ends) > 1 and n % batch_size == 1 and batch_size > 1:
+        del ends[-2]  # BatchNorm has no variance to take from one image
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
 class _Loader:
-    def __init__(self, images: Images, batch_size: int, seed: int, device) -> None:
+    """``sizes``: of each whole batch. ``parts``: where the images of this shard lie in the order of an epoch."""
+
+    def __init__(self, images: Images, batch_size: int, seed: int, device, shard: tuple[int, int]) -> None:
         self.images, self.seed, self.device = images, seed, torch.device(device)
-        ends = [*range(batch_size, len(images), batch_size), len(images)]
-        if len(ends) > 1 and len(images) % batch_size == 1 and batch_size > 1:
-            del ends[-2]  # BatchNorm has no variance to take from one image
-        self.parts = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+        rank, processes = shard
+        parts = _parts(len(images), batch_size)
+        self.sizes = [part.stop - part.start for part in parts]
+        self.parts = [slice(part.start + rank, part.stop, processes) for part in parts]
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -90,8 +113,8 @@ class _Loader:
 class DeviceLoader(_Loader):
     """Whole batches, made on the device where the data set lives as uint8."""
 
-    def __init__(self, images: Images, augment: Augment, batch_size: int, seed: int, device) -> None:
-        super().__init__(to_device(images, device), batch_size, seed, device)
+    def __init__(self, images: Images, augment: Augment, batch_size: int, seed: int, device, shard=(0, 1)) -> None:
+        super().__init__(to_device(images, device), batch_size, seed, device, shard)
         self.augment = augment
 
     def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -107,8 +130,8 @@ class DeviceLoader(_Loader):
 class WorkerLoader(_Loader):
     """Image by image through an albumentations pipeline, in ``workers`` processes (0: in this one)."""
 
-    def __init__(self, images: Images, transform, batch_size: int, seed: int, device, workers: int) -> None:
-        super().__init__(images, batch_size, seed, device)
+    def __init__(self, images: Images, transform, batch_size: int, seed: int, device, shard, workers: int) -> None:
+        super().__init__(images, batch_size, seed, device, shard)
         self.transform, self.workers = transform, workers
 
     def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -140,7 +163,7 @@ class WorkerLoader(_Loader):
 
 
 class _WholeBatches(torch.utils.data.Dataset):
-    """Item i is the whole batch i: its seed can then be a function of (seed, epoch, i), whichever worker makes it."""
+    """Item i is the whole batch i, or this shard of it: a worker hands over few large tensors, not many small ones."""
 
     def __init__(self, loader: WorkerLoader, order: torch.Tensor, epoch: int) -> None:
         self.images, self.transform, self.parts = loader.images, loader.transform, loader.parts
@@ -150,11 +173,18 @@ class _WholeBatches(torch.utils.data.Dataset):
         return len(self.parts)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        index = self.order[self.parts[i]]
-        self.transform.set_random_seed(seed_for(*self.seed, i) % 2**32)
-        pixels = self.images.pixels.numpy()
-        x = torch.stack([self.transform(image=pixels[k])["image"] for k in index.tolist()])
+        part = self.parts[i]
+        index = self.order[part]
+        places = range(part.start, part.stop, part.step)
+        x = torch.stack([self._augmented(k, place) for k, place in zip(index.tolist(), places, strict=True)])
         return x, self.images.labels[index]
+
+    def _augmented(self, k: int, place: int) -> torch.Tensor:
+        # A stream of random numbers an image, a function of (seed, epoch, its place in the order), whichever worker or
+        # process makes it. All steps of the pipeline draw from it: seeded alike, two flips would always agree.
+        seed = seed_for(*self.seed, place)
+        self.transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        return self.transform(image=self.images.pixels[k].numpy())["image"]
 
 
 def _one_thread(worker: int) -> None:

@@ -21,6 +21,7 @@ examples:
                                                       no download, under a minute on a laptop
   eva-utils train --data cifar10 --out runs/cifar10   the whole job: minutes on a GPU, an hour or more on a CPU
   eva-utils train --data photos  --out runs/photos    your own images: photos/train/<class>/, photos/test/<class>/
+  torchrun --nproc-per-node 2 -m eva_utils train ...  the same on two GPUs, see docs/torchrun.md
   eva-utils explain runs/cifar10                      draw a finished run's figures again
   eva-utils cycle --out assets                        the zigzag and its relatives
 
@@ -60,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--fresh", action="store_true", help="start over, whatever is in OUT")
     add("--epochs", type=int, default=24, help="passes over the training images (%(default)s)")
     add("--peak-epoch", type=float, default=5, help="epoch at which the rate is LR_MAX (%(default)s)")
-    add("--batch-size", type=int, default=512, help="images a step (%(default)s)")
+    add("--batch-size", type=int, default=512, help="images a step, of all processes together (%(default)s)")
     add("--lr-min", type=_rate, default="find", metavar="RATE", help="a rate, or find: by a range test (%(default)s)")
     add("--lr-max", type=_rate, default="find", metavar="RATE", help="a rate, or find: by a range test (%(default)s)")
     add("--width", type=int, default=64, help="channels of the first layer; the last has 8 times as many (%(default)s)")
@@ -71,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--label-smoothing", type=float, default=0.2, help="of the training loss (%(default)s)")
     add("--weight-decay", type=float, default=5e-4, help="of SGD (%(default)s)")
     add("--precision", choices=["auto", "bf16", "fp16", "fp32"], default="auto", help="number format (%(default)s)")
-    add("--device", help="cpu, cuda, cuda:1, ... (the first GPU, else the CPU)")
+    add("--device", help="cpu, cuda, cuda:1, ... (the first GPU, under torchrun each its own; else the CPU)")
     add("--engine", choices=["batch", "albumentations"], default="batch", help="augmentation by batch or by image")
     add("--workers", type=int, default=2, help="processes of the albumentations engine (%(default)s)")
 

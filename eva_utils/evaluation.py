@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .batches import plain_batches
+from .distributed import rank, total, world_size
 from .errors import InputError
 from .images import Images
 from .precision import autocast, choose_precision
@@ -69,14 +70,28 @@ def predict(model: nn.Module, images: Images, *, tta: bool = False, precision: s
 
 
 def evaluate(
-    model: nn.Module, images: Images, *, tta: bool = False, label_smoothing: float = 0.0, precision: str = "auto"
+    model: nn.Module,
+    images: Images,
+    *,
+    tta: bool = False,
+    label_smoothing: float = 0.0,
+    precision: str = "auto",
+    sharded: bool = False,
 ) -> Metrics:
-    """Accuracy and loss on ``images``; each counts once. ``tta`` as in ``predict``."""
+    """Accuracy and loss on ``images``; each counts once. ``tta`` as in ``predict``.
+
+    sharded: each process of a group takes its share of the images, and all get the whole result, so all have to call
+    it. Otherwise a process does the work alone.
+    """
     if not len(images):
         raise InputError("there are no images to evaluate on")
-    loss = correct = 0
-    for logits, y in _logits(model, images, tta, precision):
+    device = next(model.parameters()).device
+    loss, correct = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
+    part = images[rank() :: world_size()] if sharded else images
+    for logits, y in _logits(model, part, tta, precision):
         loss += nn.functional.cross_entropy(logits, y, reduction="sum", label_smoothing=label_smoothing)
         correct += (logits.argmax(1) == y).sum()
+    if sharded:
+        loss, correct = total(loss), total(correct)
     n, correct = len(images), int(correct)
     return Metrics(accuracy=100 * correct / n, loss=float(loss) / n, correct=correct, n=n)

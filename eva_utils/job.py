@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from . import plots
 from .augment import Augment
 from .batches import check_batches
 from .checkpoint import exclusive
+from .distributed import on_first, one_a_machine_first, process_group, world_size
 from .errors import InputError, check, check_recipe
 from .evaluation import predict
 from .explain import confusion, gradcam, misclassified
@@ -42,9 +43,11 @@ def load_data(data: str, root: str = "data") -> tuple[Images, Images]:
 def train(out, **options) -> dict:
     """Rate finding, training, evaluation, figures, all into ``out``; returns what ``results.json`` holds.
 
-    ``options`` are those of ``eva-utils train``, all of them, with underscores in their names.
+    ``options`` are those of ``eva-utils train``, all of them, with underscores in their names. Under torchrun all
+    processes train together, and rank 0 alone touches ``out``.
     """
-    with exclusive(Path(out)):
+    with process_group(), contextlib.ExitStack() as held:
+        on_first(held.enter_context)(exclusive(Path(out)))
         return _train(Path(out), **options)
 
 
@@ -53,25 +56,23 @@ def _train(
     label_smoothing, weight_decay, precision, device, engine, workers,
 ) -> dict:  # fmt: skip
     config = {key: value for key, value in locals().items() if key not in ("out", "fresh")}
-    if _finished(out, config, fresh):
+    if results := on_first(_finished)(out, config, fresh):
         print(f"{out} holds this run, finished; nothing to compute (--fresh starts over)")
-        return json.loads((out / "results.json").read_text(encoding="utf8"))
+        return results
     # Everything is checked before any work, and before --fresh takes anything away.
     OneCycle(epochs, peak_epoch, *_placeholders(lr_min, lr_max))
     augment = Augment(padding, flip, cutout)
     check_recipe(0, weight_decay, label_smoothing)
     choose_precision(choose_device(device), precision)
-    train_images, test_images = load_data(data, root)
+    with one_a_machine_first():  # it may have to download
+        train_images, test_images = load_data(data, root)
     print(f"{train_images}\n{test_images}")
     if (side := min(train_images.pixels.shape[1:3])) < SMALLEST:
         raise InputError(f"the images of {data!r} have a side of {side} pixels; the network needs {SMALLEST} or more")
-    check_batches(train_images, augment, batch_size, engine, workers)
+    check_batches(train_images, augment, batch_size, engine, workers, world_size())
     torch.manual_seed(seed)
     model = ResNet9(len(train_images.classes), width)
-    if fresh:
-        for name in LEFT_BY_A_RUN:
-            (out / name).unlink(missing_ok=True)
-    write_json(out / "config.json", config)
+    on_first(_begin)(out, config, fresh)
 
     shared = {"augment": augment, "batch_size": batch_size, "seed": seed, "label_smoothing": label_smoothing,
               "weight_decay": weight_decay, "precision": precision, "device": device, "engine": engine,
@@ -87,8 +88,18 @@ def _train(
         print(f"{key.upper()} = {value:.4g}: {reasons[key]}")
     schedule = OneCycle(epochs, peak_epoch, lr_min, lr_max)
     run = fit(model, train_images, test_images, schedule, **shared)
+    return on_first(_finish)(out, run, rates, reasons, train_images, test_images, augment)
 
-    probabilities = predict(run.ema, test_images, precision=precision)
+
+def _begin(out: Path, config: dict, fresh: bool) -> None:
+    if fresh:
+        for name in LEFT_BY_A_RUN:
+            (out / name).unlink(missing_ok=True)
+    write_json(out / "config.json", config)
+
+
+def _finish(out: Path, run, rates, reasons, train_images, test_images, augment) -> dict:
+    probabilities = predict(run.ema, test_images, precision=run.precision)
     draw(out / "figures", run.history, run.steps, rates, train_images, test_images, augment, run.ema, probabilities)
     return save_run(out, run, test_images, rates, reasons)
 
@@ -153,8 +164,8 @@ def draw(folder: Path, history, steps, rates, train_images, test_images, augment
         plots.save(figure, folder / f"{name}.png")
 
 
-def _finished(out: Path, config: dict, fresh: bool) -> bool:
-    """Whether ``out`` holds this very run, finished. Raises InputError if it holds another one."""
+def _finished(out: Path, config: dict, fresh: bool) -> dict | None:
+    """The results in ``out`` if it holds this very run, finished. Raises InputError if it holds another one."""
     # A config alone is from a command that failed before it computed anything.
     if not fresh and any((out / name).is_file() for name in LEFT_BY_A_RUN):
         old = read_json(out / "config.json")
@@ -168,8 +179,9 @@ def _finished(out: Path, config: dict, fresh: bool) -> bool:
                 f"{str(out)!r} holds a run of another configuration:\n" + "\n".join(changed) + "\n"
                 "choose another --out, or start over with --fresh"
             )
-        return (out / "results.json").is_file()
-    return False
+        if (out / "results.json").is_file():
+            return read_json(out / "results.json")
+    return None
 
 
 def _placeholders(lr_min, lr_max) -> tuple[float, float]:

@@ -19,6 +19,7 @@ from torch import nn
 from .augment import Augment
 from .batches import loader, seed_for
 from .checkpoint import write_atomically
+from .distributed import on_first
 from .errors import InputError, check_recipe
 from .images import Images
 from .precision import DTYPES, choose_device, choose_precision, keep_memory
@@ -62,6 +63,7 @@ class LRRange:
             raise InputError(f"{str(path)!r} cannot be read as a range test ({error}); delete it") from error
 
 
+@on_first
 def find_lr(
     model: nn.Module,
     train: Images,
@@ -90,7 +92,8 @@ def find_lr(
 
     The test works on a copy: the model, its mode, the random number generators and all else are left as they were.
     Training arguments are those of ``fit``, and should be the same ones. checkpoint: a folder; the result is kept there
-    as lr_range.json, and a later call with the same arguments reads it instead of testing again.
+    as lr_range.json, and a later call with the same arguments reads it instead of testing again. Of several processes,
+    which all have to call this, rank 0 alone makes the test, with whole batches, and all get what it found.
 
     Raises ``InputError`` if the curve is too short, flat, or NaN from the start.
     """

@@ -9,15 +9,16 @@ import time
 
 import torch
 
+from .distributed import own_device, world_size
 from .errors import InputError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """``device`` if given, else the first CUDA GPU, else the CPU."""
+    """``device`` if given, else the first CUDA GPU (of several processes' each its own), else the CPU."""
     try:
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = own_device(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().split("\n")[0]
@@ -59,16 +60,17 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def describe(device: torch.device) -> str:
-    """The device in words: "Tesla T4", or the CPU's name and the number of threads."""
+    """The device in words: "Tesla T4", or the CPU's name and the number of threads; "2 x ..." for two processes."""
+    times = f"{world_size()} x " if world_size() > 1 else ""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return times + torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf8") as file:
             name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
     except OSError:
         pass  # not Linux
-    return f"CPU: {name}, {torch.get_num_threads()} threads"
+    return f"{times}CPU: {name}, {torch.get_num_threads()} threads"
 
 
 def keep_memory() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from . import checkpoint as checkpoints
+from . import distributed
 from .augment import Augment
 from .batches import loader, to_device
 from .errors import InputError, check, check_recipe
@@ -76,6 +77,9 @@ def fit(
     checkpoint: a folder. The state is saved there after each epoch, and a later call with the same arguments goes on
         from it; with ``fresh`` it starts over.
 
+    Under torchrun, within ``distributed.process_group()``, all processes call this together: each takes its shard of
+    every batch (``batch_size`` is that of the whole), rank 0 alone uses ``checkpoint``, and all get the same ``Run``.
+
     The test images are only looked at: the result is the last epoch's, whatever came before.
     Raises ``InputError`` for arguments that do not fit together, for a checkpoint that is damaged or belongs to another
     configuration, and if the loss stops being finite (the last checkpoint is kept).
@@ -86,7 +90,8 @@ def fit(
     precision = choose_precision(device, precision)
     if device.type == "cpu":
         keep_memory()
-    batches = loader(train, augment, batch_size, seed=seed, device=device, engine=engine, workers=workers)
+    batches = loader(train, augment, batch_size, seed=seed, device=device, engine=engine, workers=workers,
+                     shard=(distributed.rank(), distributed.world_size()))  # fmt: skip
     if train.classes != test.classes or train.pixels.shape[1:] != test.pixels.shape[1:]:
         raise InputError(f"train and test do not belong together: {train!r} and {test!r}")
     epochs = getattr(schedule, "epochs", None)
@@ -109,7 +114,10 @@ def fit(
         "label_smoothing": label_smoothing,
         "ema": ema,
     }
-    with checkpoints.exclusive(Path(checkpoint)) if checkpoint is not None else contextlib.nullcontext():
+    _check_agreement({**settings, "precision": precision, "device": device.type})
+    with contextlib.ExitStack() as held:
+        if checkpoint is not None:
+            distributed.on_first(held.enter_context)(checkpoints.exclusive(Path(checkpoint)))
         return _fit(model, train, test, schedule, settings, batches, precision, checkpoint, fresh)
 
 
@@ -117,10 +125,13 @@ def _fit(model, train, test, schedule, settings, batches, precision, checkpoint,
     device = batches.device
     trainer = Trainer(model, batches, schedule, settings, precision)
     file = None if checkpoint is None else Path(checkpoint) / "checkpoint.pt"
-    if file and file.exists() and not fresh:
-        trainer.load_state_dict(checkpoints.load(file), file)
+    if file and (state := distributed.on_first(_stored)(file, fresh)):
+        trainer.load_state_dict(state, file)
+        before, now = state.get("processes", 1), distributed.world_size()
+        change = f", {before} process{'es' * (before > 1)} so far, {now} from here on" if before != now else ""
         done = trainer.epoch == trainer.epochs
-        print(f"{file}: " + ("finished, nothing to compute" if done else f"going on after epoch {trainer.epoch}"))
+        rest = "finished, nothing to compute" if done else f"going on after epoch {trainer.epoch}{change}"
+        print(f"{file}: {rest}")
     if not all(p.isfinite().all() for p in trainer.model.parameters()):
         raise InputError("the model has weights that are not finite, from a run that failed perhaps; make it anew")
     if (outputs := predict(trainer.model, test[:1], precision=precision).shape[1]) < len(train.classes):
@@ -140,3 +151,18 @@ def _fit(model, train, test, schedule, settings, batches, precision, checkpoint,
         seconds_train=seconds["train"],
         images_per_second=len(train) * trainer.epochs / seconds["train"],
     )
+
+
+def _stored(file: Path, fresh: bool) -> dict | None:
+    return checkpoints.load(file) if file.exists() and not fresh else None
+
+
+def _check_agreement(mine: dict) -> None:
+    """Raises InputError unless all processes are about to do the same: machines may differ in their data."""
+    first = distributed.on_first(lambda: mine)()
+    for key, value in first.items():
+        if mine.get(key) != value:
+            raise InputError(
+                f"{key} is {value!r} in process 0 and {mine.get(key)!r} in process {distributed.rank()}; "
+                "all have to be given the same"
+            )

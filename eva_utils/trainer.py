@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 import time
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm.std import tqdm
 
-from . import __version__, checkpoint
+from . import __version__, checkpoint, distributed, progress
 from .batches import seed_for
 from .errors import InputError
 from .evaluation import evaluate
@@ -21,7 +19,6 @@ from .images import Images
 from .precision import autocast, describe
 
 EMA_EVERY = 5  # steps between two updates of the average: as good as every step, at a fifth of the cost
-HEADER = "epoch    rate   train loss  acc %   test loss  acc %  EMA acc %   images/s  remaining"
 
 
 class Trainer:
@@ -31,6 +28,7 @@ class Trainer:
         self.batches, self.schedule, self.settings, self.precision = batches, schedule, settings, precision
         self.device = batches.device
         self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.network = distributed.parallel(self.model)  # the model itself, or DDP around it
         self.epochs = int(schedule.epochs)
         decay = math.exp(-EMA_EVERY / (settings["ema"] * self.epochs * len(batches)))
         self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
@@ -55,18 +53,17 @@ class Trainer:
 
     def run(self, test: Images, file: Path | None) -> None:
         """All epochs that are left, with an evaluation, a line and a checkpoint after each."""
-        print(
-            f"{describe(self.device)}, {self.precision}", HEADER, *map(self._line, self.history), sep="\n", flush=True
-        )
+        lines = [progress.line(row, self.epochs) for row in self.history]
+        print(f"{describe(self.device)}, {self.precision}", progress.HEADER, *lines, sep="\n", flush=True)
         first = None if self.epoch else copy.deepcopy(self.model.state_dict())
         saved = self.epoch  # this many epochs are in the file
         while self.epoch < self.epochs:
             try:
                 self._epoch(test)
                 if file:
-                    checkpoint.save(file, self.state_dict())
+                    distributed.on_first(checkpoint.save)(file, self.state_dict())
                     saved = self.epoch  # this many epochs are in the file
-                print(self._line(self.history[-1]), flush=True)
+                print(progress.line(self.history[-1], self.epochs), flush=True)
             except BaseException as error:
                 kept = saved if file else self.epoch
                 if not kept:
@@ -82,7 +79,8 @@ class Trainer:
         start = time.perf_counter()
         row = self.train_epoch(self.epoch)
         if not self.ema.n_averaged:  # too few steps so far for a first update
-            self.ema.update_parameters(self.model)
+            self._average()
+        distributed.average_buffers(self.model)
         row |= self._test(test)
         self.seconds["total"] += time.perf_counter() - start
         self.history.append(row | {"seconds": self.seconds["total"]})
@@ -92,32 +90,33 @@ class Trainer:
         start = time.perf_counter()
         criterion = nn.CrossEntropyLoss(label_smoothing=self.settings["label_smoothing"])
         losses, rows = [], []
-        loss_sum = torch.zeros((), device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.model.train()
+        self.network.train()
+        n, sizes, processes = len(self.batches.images), self.batches.sizes, distributed.world_size()
+        bar = progress.bar(n, f"epoch {epoch + 1}/{self.epochs}")
         # Dropout and the like in a user's network: a function of (seed, epoch) too, and the caller's RNG stays put.
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), self._bar(epoch) as bar:
-            torch.manual_seed(seed_for(self.settings["seed"], epoch, 1))
-            for x, y in self.batches.epoch(epoch):
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), bar:
+            torch.manual_seed(seed_for(self.settings["seed"], epoch, 1 + distributed.rank()))
+            for size, (x, y) in zip(sizes, self.batches.epoch(epoch), strict=True):
                 with autocast(self.device, self.precision):
-                    logits = self.model(x)
-                loss = criterion(logits.float(), y)
+                    logits = self.network(x)
+                # DDP takes the plain mean over processes; a shard counts by its images. Exactly 1 in a single process.
+                loss = criterion(logits.float(), y) * (len(y) * processes / size)
                 rows.append(self._step(loss))
                 losses.append(loss.detach())
-                loss_sum += losses[-1] * len(y)
                 correct += (logits.detach().argmax(1) == y).sum()
                 if self.device.type == "cpu":  # looking is free here; a GPU would have to be waited for
-                    self._note_losses(rows[-1:], losses[-1:])
-                bar.update(len(y))
-            self._note_losses(rows, losses)
+                    self._note_losses(rows[-1:], losses[-1][None])
+                bar.update(size)
+            self._note_losses(rows, distributed.total(torch.stack(losses)) / processes)
         self.steps += rows
-        n, seconds = len(self.batches.images), time.perf_counter() - start
+        seconds = time.perf_counter() - start
         self.seconds["train"] += seconds
         return {
             "epoch": epoch + 1,
             "lr": rows[-1]["applied"],
-            "train_loss": float(loss_sum) / n,
-            "train_accuracy": 100 * int(correct) / n,
+            "train_loss": sum(row["loss"] * size for row, size in zip(rows, sizes, strict=True)) / n,
+            "train_accuracy": 100 * int(distributed.total(correct)) / n,
             "skipped": sum(row["skipped"] for row in rows),
             "images_per_second": n / seconds,
             "seconds_train": self.seconds["train"],
@@ -141,11 +140,15 @@ class Trainer:
         if not skipped:
             self.taken += 1
             if self.taken % EMA_EVERY == 0:
-                self.ema.update_parameters(self.model)
+                self._average()
         return row | {"skipped": int(skipped)}
 
-    def _note_losses(self, rows: list[dict], losses: list[torch.Tensor]) -> None:
-        for row, value in zip(rows, torch.stack(losses).tolist(), strict=True):
+    def _average(self) -> None:
+        distributed.average_buffers(self.model)
+        self.ema.update_parameters(self.model)
+
+    def _note_losses(self, rows: list[dict], losses: torch.Tensor) -> None:
+        for row, value in zip(rows, losses.tolist(), strict=True):
             row["loss"] = value
             if not math.isfinite(value):
                 where = f"step {row['step']} (epoch {row['epoch']:.2f}, rate {row['applied']:.4g})"
@@ -158,30 +161,9 @@ class Trainer:
         smoothing = self.settings["label_smoothing"]
         row = {}
         for suffix, model in (("", self.model), ("_ema", self.ema.module)):
-            metrics = evaluate(model, test, label_smoothing=smoothing, precision=self.precision)
+            metrics = evaluate(model, test, label_smoothing=smoothing, precision=self.precision, sharded=True)
             row |= {f"test_loss{suffix}": metrics.loss, f"test_accuracy{suffix}": metrics.accuracy}
         return row
-
-    def _bar(self, epoch: int) -> tqdm:
-        """Progress within an epoch; in a log or a notebook, where each update stays, only if the epoch is long."""
-        live = sys.stderr.isatty()
-        return tqdm(
-            total=len(self.batches.images),
-            desc=f"epoch {epoch + 1}/{self.epochs}",
-            unit="img",
-            leave=False,
-            mininterval=0.5 if live else 30,
-            delay=0 if live else 30,
-        )
-
-    def _line(self, row: dict) -> str:
-        left = (self.epochs - row["epoch"]) * row["seconds"] / row["epoch"]
-        skipped = f"  {row['skipped']} steps skipped (overflow)" if row["skipped"] else ""
-        return (
-            f"{row['epoch']:>5}  {row['lr']:>6.4f}  {row['train_loss']:>11.4f} {row['train_accuracy']:>6.2f}"
-            f"  {row['test_loss']:>10.4f} {row['test_accuracy']:>6.2f}  {row['test_accuracy_ema']:>9.2f}"
-            f"  {row['images_per_second']:>9,.0f}  {tqdm.format_interval(left):>9}{skipped}"
-        )
 
     def state_dict(self) -> dict:
         return {
@@ -194,6 +176,7 @@ class Trainer:
             "history": self.history,
             "steps": self.steps,
             "seconds": self.seconds,
+            "processes": distributed.world_size(),
         }
 
     def load_state_dict(self, state: dict, file: Path) -> None:

@@ -13,10 +13,11 @@ import pytest
 from packaging.requirements import Requirement
 from PIL import Image
 
-from eva_utils import OneCycle
+from eva_utils import OneCycle, ResNet9
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf8")
+TORCHRUN = (ROOT / "docs" / "torchrun.md").read_text(encoding="utf8")
 RUN = ROOT / "assets" / "runs" / "cifar10-jpeg-24"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -102,11 +103,40 @@ def test_the_table_is_what_the_runs_say():
     assert tool("update_readme").updated(README) == README
 
 
-def test_readmes_links_lead_somewhere():
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
-    assert len(links) > 10
+def test_the_scaling_tables_are_what_was_measured():
+    assert tool("update_readme").scaling_updated(TORCHRUN) == TORCHRUN
+
+
+def test_a_scaling_table_is_calculated_right():
+    rows = [
+        {"processes": 1, "images_per_second": 1000.0, "all_reduce_seconds": 0.0},
+        {"processes": 4, "images_per_second": 2000.0, "all_reduce_seconds": 0.02},
+    ]
+    measured = {"device": "CPU: slow", "precision": "fp32", "torch": "9", "batch_size": 500, "params": 7, "rows": rows}
+    *_, first, last = tool("update_readme").scaling_table(measured).splitlines()
+    assert first == "| 1 | 1,000 | 1.00 | 100% | 500 ms | 0.0 ms | 500 ms |"
+    assert last == "| 4 | 2,000 | 2.00 | 50% | 250 ms | 20.0 ms | 145 ms |"
+
+
+def test_the_calculation_about_torchrun():
+    """What docs/torchrun.md calculates with: the gradients' size, and MB a second for each image a second."""
+    gradients = 4 * sum(p.numel() for p in ResNet9().parameters()) / 1e6
+    assert f"{gradients:.1f} MB" in TORCHRUN
+    assert f"{2 * gradients:.1f} MB" in TORCHRUN
+    assert f"{2 * gradients / 512:.3f} MB/s" in TORCHRUN
+    for link, bandwidth in (("1 Gbit/s Ethernet", 125), ("10 Gbit/s Ethernet", 1250), ("PCIe 3.0 x16", 10_000)):
+        line = next(line for line in TORCHRUN.splitlines() if line.startswith(f"| {link}"))
+        cost, rate = 2 * gradients / bandwidth, 512 * bandwidth / (2 * gradients)
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[1:] == [f"{bandwidth:,} MB/s", f"{1e3 * cost:,.0f} ms", f"{float(f'{rate:.2g}'):,.0f}"]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/torchrun.md"])
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text(encoding="utf8"))
+    assert len(links) > (10 if page == "README.md" else 0)
     for link in links:
-        assert (ROOT / link).exists(), link
+        assert (ROOT / page).parent.joinpath(link).exists(), link
 
 
 def test_readmes_tour_uses_names_that_exist():

@@ -1,4 +1,7 @@
-"""Write README's table of results from assets/runs/*/results.json: ``python tools/update_readme.py``."""
+"""Write the tables that are measured: ``python tools/update_readme.py``.
+
+README's results come from assets/runs/*/results.json, those of docs/torchrun.md from assets/benchmarks/scaling-*.json.
+"""
 
 import json
 import re
@@ -37,6 +40,41 @@ def updated(readme: str) -> str:
     return MARKERS.sub(lambda match: match[1] + table() + match[3], readme)
 
 
+SCALING = re.compile(r"(<!-- scaling:.*?-->\n)(.*?)(<!-- end of scaling -->)", re.DOTALL)
+SCALING_HEAD = "| processes | images/s | speed-up | efficiency | a step | all-reduce alone | a step by the formula |"
+
+
+def scaling_table(measured: dict) -> str:
+    """One device's rows; the formula is that of docs/torchrun.md, with the first row's step and the all-reduce."""
+    first, *_ = rows = measured["rows"]
+    lines = [SCALING_HEAD, "|---" * (SCALING_HEAD.count("|") - 1) + "|"]
+    for row in rows:
+        speedup, more = row["images_per_second"] / first["images_per_second"], row["processes"] / first["processes"]
+        step, first_step = (measured["batch_size"] / r["images_per_second"] for r in (row, first))
+        alone = row["all_reduce_seconds"]
+        cells = [
+            f"{row['processes']}", f"{row['images_per_second']:,.0f}", f"{speedup:.2f}", f"{speedup / more:.0%}",
+            f"{1e3 * step:,.0f} ms", f"{1e3 * alone:,.1f} ms", f"{1e3 * (first_step / more + alone):,.0f} ms",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    title = (
+        f"{measured['device']} each, {measured['precision']}, torch {measured['torch']}, batch of "
+        f"{measured['batch_size']:,} in all, {measured['params']:,} parameters:"
+    )
+    return "\n".join([title, "", *lines]) + "\n"
+
+
+def scaling(folder: Path = ROOT / "assets" / "benchmarks") -> str:
+    files = sorted(folder.glob("scaling-*.json"))
+    tables = [scaling_table(json.loads(file.read_text(encoding="utf8"))) for file in files]
+    return "\n".join(tables) or "Nothing has been measured yet.\n"
+
+
+def scaling_updated(page: str) -> str:
+    return SCALING.sub(lambda match: match[1] + scaling() + match[3], page)
+
+
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(updated(path.read_text(encoding="utf8")), encoding="utf8")
+    for name, new in (("README.md", updated), ("docs/torchrun.md", scaling_updated)):
+        path = ROOT / name
+        path.write_text(new(path.read_text(encoding="utf8")), encoding="utf8")
