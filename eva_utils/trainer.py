@@ -41,6 +41,7 @@ class Trainer:
             fused=self.device.type in ("cpu", "cuda"),
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self.scale = self.scaler.get_scale()
         self.history: list[dict] = []
         self.steps: list[dict] = []
         self.taken = 0  # optimizer steps: where the schedule stands
@@ -131,10 +132,10 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
-        scale = self.scaler.get_scale()
         self.scaler.update()
         # The scaler left the step out if a gradient had overflowed; the schedule then waits, so that it cannot drift.
-        skipped = self.scaler.get_scale() < scale
+        before, self.scale = self.scale, self.scaler.get_scale()
+        skipped = self.scale < before
         # Read back from the optimizer, so that it is evidence and not the plan once more.
         row = {"step": self.taken, "epoch": epoch, "planned": planned, "applied": self.optimizer.param_groups[0]["lr"]}
         if not skipped:
@@ -200,5 +201,6 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"]:  # empty when it was written in another precision, on another device
             self.scaler.load_state_dict(state["scaler"])
+            self.scale = self.scaler.get_scale()
         self.history, self.steps, self.seconds = state["history"], state["steps"], state["seconds"]
         self.taken = sum(not row["skipped"] for row in self.steps)
