@@ -60,13 +60,17 @@ def exclusive(folder: Path) -> Iterator[None]:
         raise InputError(f"cannot write into {str(folder)!r}: {error.strerror}; choose another folder") from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            # Not flock: worker processes would inherit it, and hold it for seconds after this process was killed.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
             raise InputError(
                 f"{str(folder)!r} is in use by another process; wait for it or choose another folder"
             ) from error
         except OSError:
             pass
+        else:
+            for part in folder.glob(".*.part"):  # of a process that was killed while writing
+                part.unlink(missing_ok=True)
         _held.add(folder)
         try:
             yield
