@@ -63,7 +63,7 @@ def check_batches(images: Images, augment, batch_size: int, engine: str = "batch
     n = len(images)
     check("batch_size", batch_size, 1 <= batch_size <= n, f"between 1 and the {n:,} training images")
     check("engine", engine, engine in ("batch", "albumentations"), "'batch' or 'albumentations'")
-    check("workers", workers, workers >= 0, "0 or more")
+    check("workers", workers, 0 <= workers <= 256, "between 0 and 256")
     if isinstance(augment, Augment):
         augment.check(*images.pixels.shape[1:3])
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
-    except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # torch.save reports a full disk as a RuntimeError
+    except (OSError, zipfile.BadZipFile) as error:
         with suppress(OSError):  # the folder itself may be the trouble
             part.unlink()
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
@@ -49,8 +50,8 @@ def exclusive(folder: Path) -> Iterator[None]:
         import fcntl
     except ImportError:
         fcntl = None
-    folder = folder.resolve()
-    if fcntl is None or folder in _held:
+    key = folder.resolve()
+    if fcntl is None or key in _held:
         yield
         return
     try:
@@ -71,18 +72,26 @@ def exclusive(folder: Path) -> Iterator[None]:
         else:
             for part in folder.glob(".*.part"):  # of a process that was killed while writing
                 part.unlink(missing_ok=True)
-        _held.add(folder)
+        _held.add(key)
         try:
             yield
         finally:
-            _held.discard(folder)
+            _held.discard(key)
 
 
 def save(path: Path, state: dict) -> None:
-    """``state`` (tensors, numbers, strings, lists, dicts) to ``path``, read back before it replaces what was there."""
+    """``state`` (tensors, numbers, strings, lists, dicts) to ``path``; ``load`` reads it."""
+    write_tensors(path, {"format": FORMAT, **state})
+
+
+def write_tensors(path: Path, content: dict) -> None:
+    """``torch.save``, atomically, and read back before it replaces what was there."""
 
     def write(part: Path) -> None:
-        torch.save({"format": FORMAT, **state}, part)
+        whole = io.BytesIO()
+        torch.save(content, whole)
+        # In one go, which network folders like; and by Python, whose errors, unlike torch's, tell of a full disk.
+        part.write_bytes(whole.getbuffer())
         _check(part)
 
     write_atomically(path, write)

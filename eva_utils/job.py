@@ -60,6 +60,7 @@ def _train(
     OneCycle(epochs, peak_epoch, *_placeholders(lr_min, lr_max))
     augment = Augment(padding, flip, cutout)
     check_recipe(0, weight_decay, label_smoothing)
+    check("seed", seed, 0 <= seed < 2**64, "between 0 and 2**64 - 1")
     choose_precision(choose_device(device), precision)
     train_images, test_images = load_data(data, root)
     print(f"{train_images}\n{test_images}")
@@ -79,7 +80,7 @@ def _train(
     rates = None
     reasons = {"lr_min": "given", "lr_max": "given"}
     if "find" in (lr_min, lr_max):
-        rates = find_lr(model, train_images, **shared)
+        rates = _find(out, model, train_images, shared)
         reasons |= {key: rates.reasons[key] for key in reasons if config[key] == "find"}
         lr_min = rates.lr_min if lr_min == "find" else lr_min
         lr_max = rates.lr_max if lr_max == "find" else lr_max
@@ -170,6 +171,15 @@ def _finished(out: Path, config: dict, fresh: bool) -> bool:
             )
         return (out / "results.json").is_file()
     return False
+
+
+def _find(out: Path, model, train_images: Images, shared: dict) -> LRRange:
+    """The range test. Once training has begun its rates stay, even if the data have changed: ``fit`` refuses those."""
+    file = out / "lr_range.json"
+    if file.is_file() and (out / "checkpoint.pt").is_file():
+        print(f"{file}: range test done before")
+        return LRRange.load(file)
+    return find_lr(model, train_images, **shared)
 
 
 def _placeholders(lr_min, lr_max) -> tuple[float, float]:
