@@ -50,7 +50,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         import fcntl
     except ImportError:
         fcntl = None
-    key = folder.resolve()
+    key = Path(os.path.realpath(folder))  # unlike resolve, it is not upset by links in circles
     if fcntl is None or key in _held:
         yield
         return

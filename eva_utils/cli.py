@@ -131,8 +131,8 @@ def _read_config(file: Path, known: dict[str, argparse.Action]) -> dict:
                 config[key] = action.type(str(value))
                 right = True
             else:
-                right = isinstance(value, str) and (not action.choices or value in action.choices)
-        except ValueError:
+                right = isinstance(value, str) and "\0" not in value and (not action.choices or value in action.choices)
+        except (ValueError, argparse.ArgumentTypeError):
             right = False
         if not right:
             raise InputError(f"{where}: {key} is {value!r}; see eva-utils train --help for what it has to be")
@@ -156,6 +156,9 @@ def main(argv: list[str] | None = None) -> int:
         options = vars(args)
         getattr(job, options.pop("command"))(**{k: v for k, v in options.items() if k != "config"})
     except InputError as error:
+        print(f"eva-utils: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a path that the system does not take: its name is too long, or it leads in circles
         print(f"eva-utils: error: {error}", file=sys.stderr)
         return 2
     except RunError as error:

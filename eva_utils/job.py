@@ -116,8 +116,7 @@ def explain(run) -> None:
 
 def cycle(out, lr_min, lr_max, step_size, cycles) -> None:
     """Draw the zigzag (bare and annotated) and the cyclic policies side by side."""
-    if cycles < 1:
-        raise InputError(f"cycles is {cycles}; it has to be 1 or more")
+    check("cycles", cycles, 1 <= cycles <= 100, "between 1 and 100")
     zigzag = Triangular(lr_min, lr_max, step_size)
     end = 2 * step_size * cycles
     named = {
