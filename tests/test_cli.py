@@ -411,6 +411,7 @@ def test_out_is_a_file(tmp_path):
         ('{"data": "digits", "lr_max": []}', "lr_max is []"),
         ('{"data": "digits", "flip": "no"}', "flip is 'no'"),
         ('{"data": "digits", "precision": "fp8"}', "precision is 'fp8'"),
+        ('{"data": "cifar10", "root": "a\\u0000b"}', r"root is 'a\x00b'"),
     ],
 )
 def test_a_config_with_mistakes(tmp_path, text, named):
