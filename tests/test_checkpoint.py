@@ -222,3 +222,19 @@ def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
         first.kill()  # it gets no chance to tidy up
     with checkpoint.exclusive(folder), checkpoint.exclusive(folder):  # the command holds it, and so does its fit
         pass
+
+
+def test_a_folder_without_locks_works_and_nothing_in_it_is_taken_for_left_over(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def unsupported(*args):
+        raise OSError(95, "Operation not supported")
+
+    (tmp_path / ".checkpoint.pt.7.part").touch()  # another process may be at it
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "lockf", unsupported)
+        with checkpoint.exclusive(tmp_path):
+            checkpoint.save(tmp_path / "checkpoint.pt", state())
+    assert sorted(os.listdir(tmp_path)) == [".checkpoint.pt.7.part", ".lock", "checkpoint.pt"]
+    with checkpoint.exclusive(tmp_path):
+        assert sorted(os.listdir(tmp_path)) == [".lock", "checkpoint.pt"]

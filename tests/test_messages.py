@@ -5,10 +5,24 @@ import importlib.util
 import json
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
-from cases import CASES, COMMAND, DATA, OUT, SAVED, in_use, into_a_read_only_folder, run, write_photos
+from cases import (
+    CASES,
+    COMMAND,
+    DATA,
+    OUT,
+    SAVED,
+    another_class,
+    before_epoch,
+    in_use,
+    into_a_read_only_folder,
+    run,
+    send,
+    write_photos,
+)
 
 from eva_utils import checkpoint, load_model
 
@@ -73,6 +87,21 @@ def test_it_ends_in_words_and_loses_nothing(case, undisturbed):
         shutil.rmtree(DATA, ignore_errors=True)
         write_photos()
         assert end(*case.again) == undisturbed(*case.again)
+
+
+def test_other_data_do_not_replace_the_rates_that_were_found():
+    command = [*COMMAND, "--lr-min", "find", "--lr-max", "find", "--batch-size", "16"]
+    with before_epoch(2, send(signal.SIGTERM)):
+        assert run(*command)[0] == 143
+    found = (OUT / "lr_range.json").read_bytes()
+    another_class()
+    status, printed = run(*command)
+    assert (status, "data_crc32" in printed) == (2, True), printed
+    assert (OUT / "lr_range.json").read_bytes() == found
+    shutil.rmtree(DATA)
+    write_photos()
+    status, printed = run(*command)
+    assert (status, "going on after epoch 1" in printed) == (0, True), printed
 
 
 def test_the_page_holds_these_cases_and_nothing_else():
