@@ -65,13 +65,14 @@ class Case:
 
 
 def write_photos(root: Path = DATA, names: tuple[str, ...] = ("ant", "bee"), side: int = 8) -> None:
-    """A folder of small images, 16 for training and 8 for the test in each class."""
+    """A folder of small images, 16 for training and 8 for the test in each class, which differ in colour."""
     noise = np.random.default_rng(0)
     for split, n in (("train", 16), ("test", 8)):
-        for name in names:
+        for channel, name in enumerate(names):
             (root / split / name).mkdir(parents=True)
             for i in range(n):
-                pixels = noise.integers(0, 256, (side, side, 3), np.uint8)
+                pixels = noise.integers(0, 200, (side, side, 3), np.uint8)
+                pixels[..., channel] += 50
                 Image.fromarray(pixels).save(root / split / name / f"{i}.png")
 
 

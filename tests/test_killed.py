@@ -11,10 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from cases import write_photos
 
 from eva_utils import checkpoint, load_model
 
@@ -118,14 +117,8 @@ def test_killed_five_times_it_ends_like_an_undisturbed_run(session, undisturbed,
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
     """A folder of small images in two classes."""
-    folder, noise = tmp_path_factory.mktemp("data") / "photos", np.random.default_rng(0)
-    for split, n in (("train", 16), ("test", 8)):
-        for channel, name in enumerate(("red", "green")):
-            (folder / split / name).mkdir(parents=True)
-            for i in range(n):
-                pixels = noise.integers(0, 200, (8, 8, 3), np.uint8)
-                pixels[..., channel] += 50
-                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    write_photos(folder)
     return folder
 
 
