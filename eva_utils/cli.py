@@ -168,7 +168,8 @@ def main(argv: list[str] | None = None) -> int:
         print("\neva-utils: stopped; the same command goes on from what is done", file=sys.stderr)
         return 143 if stop.args == ("terminated",) else 130
     except (MemoryError, RuntimeError) as error:  # torch's own, of a GPU and of a CPU
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
+        words = ("out of memory", "can't allocate memory", "not enough memory")
+        if not isinstance(error, MemoryError) and not any(these in str(error) for these in words):
             raise
         what = str(error).split("\n")[0]
         print(f"eva-utils: out of memory; take a smaller --batch-size or --width ({what})", file=sys.stderr)

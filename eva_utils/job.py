@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -55,7 +54,7 @@ def _train(
     config = {key: value for key, value in locals().items() if key not in ("out", "fresh")}
     if _finished(out, config, fresh):
         print(f"{out} holds this run, finished; nothing to compute (--fresh starts over)")
-        return json.loads((out / "results.json").read_text(encoding="utf8"))
+        return read_json(out / "results.json")
     # Everything is checked before any work, and before --fresh takes anything away.
     OneCycle(epochs, peak_epoch, *_placeholders(lr_min, lr_max))
     augment = Augment(padding, flip, cutout)
@@ -100,12 +99,18 @@ def explain(run) -> None:
     config, results = (read_json(run / name) for name in ("config.json", "results.json"))
     rates = LRRange.load(run / "lr_range.json") if (run / "lr_range.json").is_file() else None
     model = load_model(run)
-    train_images, test_images = load_data(config["data"], config["root"])
-    if (k := len(test_images.classes)) != (found := model.head.linear.out_features):
-        raise InputError(f"data {config['data']!r} has {k} classes, but the model of {str(run)!r} has {found}")
-    augment = Augment(config["padding"], config["flip"], config["cutout"])
     try:
-        precision = choose_precision(choose_device("cpu"), results["precision"])
+        data, root, precision = config["data"], config["root"], results["precision"]
+        augment = Augment(config["padding"], config["flip"], config["cutout"])
+    except KeyError as error:
+        raise InputError(
+            f"config.json or results.json in {str(run)!r} has no {error}; is it of a finished run?"
+        ) from error
+    train_images, test_images = load_data(data, root)
+    if (k := len(test_images.classes)) != (found := model.head.linear.out_features):
+        raise InputError(f"data {data!r} has {k} classes, but the model of {str(run)!r} has {found}")
+    try:
+        precision = choose_precision(choose_device("cpu"), precision)
     except InputError:
         precision = "auto"  # it ran in fp16 on a GPU, which no CPU has
     probabilities = predict(model, test_images, precision=precision)

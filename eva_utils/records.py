@@ -91,7 +91,10 @@ def write_json(path: Path, value) -> None:
 
 def read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf8"))
+        value = json.loads(path.read_text(encoding="utf8"))
+        if not isinstance(value, dict):
+            raise ValueError("it holds no settings")
+        return value
     except (OSError, ValueError) as error:
         raise InputError(f"{str(path)!r} cannot be read ({error}); is this the folder of a finished run?") from error
 

@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -234,6 +235,7 @@ FILES = st.tuples(
 )  # fmt: skip
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names and pipes as Linux has them")
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # about damaged files, before it gives up
 @examples(120)
 @given(classes=st.lists(NAMES, min_size=2, max_size=2, unique=True), files=st.lists(FILES, max_size=3))
