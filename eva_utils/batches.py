@@ -76,7 +76,7 @@ def check_batches(
             f"{processes} processes need {2 * processes} or more in each: choose another batch size or fewer processes"
         )
     check("engine", engine, engine in ("batch", "albumentations"), "'batch' or 'albumentations'")
-    check("workers", workers, workers >= 0, "0 or more")
+    check("workers", workers, 0 <= workers <= 256, "between 0 and 256")
     if isinstance(augment, Augment):
         augment.check(*images.pixels.shape[1:3])
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
-    except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # torch.save reports a full disk as a RuntimeError
+    except (OSError, zipfile.BadZipFile) as error:
         with suppress(OSError):  # the folder itself may be the trouble
             part.unlink()
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
@@ -49,8 +50,8 @@ def exclusive(folder: Path) -> Iterator[None]:
         import fcntl
     except ImportError:
         fcntl = None
-    folder = folder.resolve()
-    if fcntl is None or folder in _held:
+    key = Path(os.path.realpath(folder))  # unlike resolve, it is not upset by links in circles
+    if fcntl is None or key in _held:
         yield
         return
     try:
@@ -60,25 +61,37 @@ def exclusive(folder: Path) -> Iterator[None]:
         raise InputError(f"cannot write into {str(folder)!r}: {error.strerror}; choose another folder") from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            # Not flock: worker processes would inherit it, and hold it for seconds after this process was killed.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
             raise InputError(
                 f"{str(folder)!r} is in use by another process; wait for it or choose another folder"
             ) from error
         except OSError:
             pass
-        _held.add(folder)
+        else:
+            for part in folder.glob(".*.part"):  # of a process that was killed while writing
+                part.unlink(missing_ok=True)
+        _held.add(key)
         try:
             yield
         finally:
-            _held.discard(folder)
+            _held.discard(key)
 
 
 def save(path: Path, state: dict) -> None:
-    """``state`` (tensors, numbers, strings, lists, dicts) to ``path``, read back before it replaces what was there."""
+    """``state`` (tensors, numbers, strings, lists, dicts) to ``path``; ``load`` reads it."""
+    write_tensors(path, {"format": FORMAT, **state})
+
+
+def write_tensors(path: Path, content: dict) -> None:
+    """``torch.save``, atomically, and read back before it replaces what was there."""
 
     def write(part: Path) -> None:
-        torch.save({"format": FORMAT, **state}, part)
+        whole = io.BytesIO()
+        torch.save(content, whole)
+        # In one go, which network folders like; and by Python, whose errors, unlike torch's, tell of a full disk.
+        part.write_bytes(whole.getbuffer())
         _check(part)
 
     write_atomically(path, write)

@@ -30,7 +30,16 @@ The same train command goes on where it was stopped. Exit status: 0 done, 1 a fa
 
 
 def _rate(text: str):
-    return text if text == "find" else float(text)
+    try:
+        return text if text == "find" else float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"it is {text!r}; it has to be a number, or find") from error
+
+
+def _folder(text: str) -> Path:
+    if not text:  # a shell variable that is not set: the current folder is not meant
+        raise argparse.ArgumentTypeError("it is empty; it has to be a folder")
+    return Path(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = train.add_argument
     add("--data", help="cifar10, digits, or a folder with train/<class>/ and test/<class>/")
-    add("--out", type=Path, required=True, help="folder for everything that the run leaves")
+    add("--out", type=_folder, required=True, help="folder for everything that the run leaves")
     add("--root", default="data", help="where cifar10's archive is, or is downloaded to (%(default)s)")
     add("--config", type=Path, metavar="FILE", help="a config.json to take all settings from; flags given here win")
     add("--fresh", action="store_true", help="start over, whatever is in OUT")
@@ -77,10 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=2, help="processes of the albumentations engine (%(default)s)")
 
     explain = commands.add_parser("explain", help="draw the figures of a finished run again")
-    explain.add_argument("run", type=Path, help="the folder that was OUT")
+    explain.add_argument("run", type=_folder, help="the folder that was OUT")
 
     cycle = commands.add_parser("cycle", help="draw the cyclic policies")
-    cycle.add_argument("--out", type=Path, required=True, help="folder for zigzag.png, cycle.png and policies.png")
+    cycle.add_argument("--out", type=_folder, required=True, help="folder for zigzag.png, cycle.png and policies.png")
     cycle.add_argument("--lr-min", type=float, default=0.01, help="(%(default)s)")
     cycle.add_argument("--lr-max", type=float, default=0.1, help="(%(default)s)")
     cycle.add_argument("--step-size", type=float, default=4, help="half a cycle, in epochs (%(default)s)")
@@ -123,8 +132,8 @@ def _read_config(file: Path, known: dict[str, argparse.Action]) -> dict:
                 config[key] = action.type(str(value))
                 right = True
             else:
-                right = isinstance(value, str) and (not action.choices or value in action.choices)
-        except ValueError:
+                right = isinstance(value, str) and "\0" not in value and (not action.choices or value in action.choices)
+        except (ValueError, argparse.ArgumentTypeError):
             right = False
         if not right:
             raise InputError(f"{where}: {key} is {value!r}; see eva-utils train --help for what it has to be")
@@ -137,6 +146,8 @@ def _terminate(signum, frame):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's); returns the exit status."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that a terminal's encoding lacks
     try:
         args = _configured(_parser(), argv)
         if threading.current_thread() is threading.main_thread():
@@ -148,11 +159,22 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"eva-utils: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a path that the system does not take: its name is too long, or it leads in circles
+        print(f"eva-utils: error: {error}", file=sys.stderr)
+        return 2
     except RunError as error:
         print(f"eva-utils: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
+        print("\neva-utils: stopped; the same command goes on from what is done", file=sys.stderr)
         return 143 if stop.args == ("terminated",) else 130
+    except (MemoryError, RuntimeError) as error:  # torch's own, of a GPU and of a CPU
+        words = ("out of memory", "can't allocate memory", "not enough memory")
+        if not isinstance(error, MemoryError) and not any(these in str(error) for these in words):
+            raise
+        what = str(error).split("\n")[0]
+        print(f"eva-utils: out of memory; take a smaller --batch-size or --width ({what})", file=sys.stderr)
+        return 1
     return 0
 
 

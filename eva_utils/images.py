@@ -162,7 +162,8 @@ def _scan(root: Path, split: str) -> dict[str, list[Path]]:
             files = sorted(f for f in inside if f.is_file())
             if not files:
                 raise InputError(f"class folder {str(entry)!r} has no images (files ending in .png, .jpg, ...)")
-            classes[entry.name] = files
+            # A name that is no UTF-8 could be neither printed nor drawn.
+            classes[entry.name.encode("utf8", "backslashreplace").decode("utf8")] = files
     if not classes:
         raise InputError(f"{str(folder)!r} has no class folders; it needs one for each class, with images inside")
     return classes

@@ -63,6 +63,7 @@ def _train(
     OneCycle(epochs, peak_epoch, *_placeholders(lr_min, lr_max))
     augment = Augment(padding, flip, cutout)
     check_recipe(0, weight_decay, label_smoothing)
+    check("seed", seed, 0 <= seed < 2**64, "between 0 and 2**64 - 1")
     choose_precision(choose_device(device), precision)
     with one_a_machine_first():  # it may have to download
         train_images, test_images = load_data(data, root)
@@ -80,7 +81,7 @@ def _train(
     rates = None
     reasons = {"lr_min": "given", "lr_max": "given"}
     if "find" in (lr_min, lr_max):
-        rates = find_lr(model, train_images, **shared)
+        rates = on_first(_kept)(out / "lr_range.json") or find_lr(model, train_images, **shared)
         reasons |= {key: rates.reasons[key] for key in reasons if config[key] == "find"}
         lr_min = rates.lr_min if lr_min == "find" else lr_min
         lr_max = rates.lr_max if lr_max == "find" else lr_max
@@ -110,12 +111,18 @@ def explain(run) -> None:
     config, results = (read_json(run / name) for name in ("config.json", "results.json"))
     rates = LRRange.load(run / "lr_range.json") if (run / "lr_range.json").is_file() else None
     model = load_model(run)
-    train_images, test_images = load_data(config["data"], config["root"])
-    if (k := len(test_images.classes)) != (found := model.head.linear.out_features):
-        raise InputError(f"data {config['data']!r} has {k} classes, but the model of {str(run)!r} has {found}")
-    augment = Augment(config["padding"], config["flip"], config["cutout"])
     try:
-        precision = choose_precision(choose_device("cpu"), results["precision"])
+        data, root, precision = config["data"], config["root"], results["precision"]
+        augment = Augment(config["padding"], config["flip"], config["cutout"])
+    except KeyError as error:
+        raise InputError(
+            f"config.json or results.json in {str(run)!r} has no {error}; is it of a finished run?"
+        ) from error
+    train_images, test_images = load_data(data, root)
+    if (k := len(test_images.classes)) != (found := model.head.linear.out_features):
+        raise InputError(f"data {data!r} has {k} classes, but the model of {str(run)!r} has {found}")
+    try:
+        precision = choose_precision(choose_device("cpu"), precision)
     except InputError:
         precision = "auto"  # it ran in fp16 on a GPU, which no CPU has
     probabilities = predict(model, test_images, precision=precision)
@@ -126,8 +133,7 @@ def explain(run) -> None:
 
 def cycle(out, lr_min, lr_max, step_size, cycles) -> None:
     """Draw the zigzag (bare and annotated) and the cyclic policies side by side."""
-    if cycles < 1:
-        raise InputError(f"cycles is {cycles}; it has to be 1 or more")
+    check("cycles", cycles, 1 <= cycles <= 100, "between 1 and 100")
     zigzag = Triangular(lr_min, lr_max, step_size)
     end = 2 * step_size * cycles
     named = {
@@ -182,6 +188,14 @@ def _finished(out: Path, config: dict, fresh: bool) -> dict | None:
         if (out / "results.json").is_file():
             return read_json(out / "results.json")
     return None
+
+
+def _kept(file: Path) -> LRRange | None:
+    """The range test in ``file``. Once training has begun it stays, even if the data change: ``fit`` refuses those."""
+    if not (file.is_file() and file.with_name("checkpoint.pt").is_file()):
+        return None
+    print(f"{file}: range test done before")
+    return LRRange.load(file)
 
 
 def _placeholders(lr_min, lr_max) -> tuple[float, float]:

@@ -61,7 +61,7 @@ class ResNet9(nn.Sequential):
 
     def __init__(self, num_classes: int = 10, width: int = 64, logit_scale: float = 0.125) -> None:
         check("num_classes", num_classes, num_classes >= 2, "2 or more")
-        check("width", width, width >= 1, "1 or more")
+        check("width", width, 1 <= width <= 4096, "between 1 and 4096")
         super().__init__(
             OrderedDict(
                 prep=conv_bn(3, width),

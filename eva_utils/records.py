@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from . import __version__
-from .checkpoint import write_atomically
+from .checkpoint import write_atomically, write_tensors
 from .errors import InputError
 from .evaluation import evaluate
 from .images import Images
@@ -41,7 +41,7 @@ def save_run(folder: str | Path, run: Run, test: Images, rates: LRRange | None =
     folder = Path(folder)
     write_csv(folder / "history.csv", run.history)
     write_csv(folder / "lr.csv", run.steps)
-    write_atomically(folder / "model.pt", lambda part: torch.save(run.ema.state_dict(), part))
+    write_tensors(folder / "model.pt", run.ema.state_dict())
     results = _results(run, rates, reasons or (rates.reasons if rates else {}), test)
     write_json(folder / "results.json", results)
     augment = run.settings["augment"]
@@ -91,7 +91,10 @@ def write_json(path: Path, value) -> None:
 
 def read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf8"))
+        value = json.loads(path.read_text(encoding="utf8"))
+        if not isinstance(value, dict):
+            raise ValueError("it holds no settings")
+        return value
     except (OSError, ValueError) as error:
         raise InputError(f"{str(path)!r} cannot be read ({error}); is this the folder of a finished run?") from error
 

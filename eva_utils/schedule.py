@@ -114,7 +114,7 @@ class OneCycle(_Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check("epochs", self.epochs, 1 <= self.epochs < np.inf, "1 or more")
+        check("epochs", self.epochs, 1 <= self.epochs <= 1e6, "between 1 and 1,000,000")
         check("peak_epoch", self.peak_epoch, 0 < self.peak_epoch < self.epochs, f"between 0 and epochs = {self.epochs}")
 
     def _height(self, epoch):

@@ -101,7 +101,7 @@ def fit(
         "data": train.name,
         "n_train": len(train),
         "n_test": len(test),
-        "data_crc32": f"{zlib.crc32(train.pixels.cpu().contiguous().numpy()):08x}",
+        "data_crc32": _crc32(train, test),
         "params": sum(p.numel() for p in model.parameters()),
         "policy": type(schedule).__name__,
         **dataclasses.asdict(schedule),
@@ -119,6 +119,15 @@ def fit(
         if checkpoint is not None:
             distributed.on_first(held.enter_context)(checkpoints.exclusive(Path(checkpoint)))
         return _fit(model, train, test, schedule, settings, batches, precision, checkpoint, fresh)
+
+
+def _crc32(*splits: Images) -> str:
+    """Of all that a run can see of its data: pixels, labels, channel statistics."""
+    crc = 0
+    for images in splits:
+        for values in (images.pixels, images.labels, torch.tensor([images.mean, images.std])):
+            crc = zlib.crc32(values.cpu().contiguous().numpy(), crc)
+    return f"{crc:08x}"
 
 
 def _fit(model, train, test, schedule, settings, batches, precision, checkpoint, fresh) -> Run:

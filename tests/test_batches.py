@@ -183,7 +183,7 @@ def test_plain_batches_come_in_order():
         ({"batch_size": 11}, "batch_size is 11; it has to be between 1 and the 10 training images"),
         ({"batch_size": 0}, "batch_size is 0;"),
         ({"engine": "gpu"}, "engine is 'gpu'; it has to be 'batch' or 'albumentations'"),
-        ({"workers": -1}, "workers is -1; it has to be 0 or more"),
+        ({"workers": -1}, "workers is -1; it has to be between 0 and 256"),
         ({"augment": Augment(padding=12)}, "padding is 12;"),
         ({"augment": Augment(cutout=13), "engine": "albumentations"}, "cutout is 13;"),
     ],

@@ -306,6 +306,22 @@ def test_explain_names_what_is_damaged(copied, name):
     assert err.strip().count("\n") == 0
 
 
+@pytest.mark.parametrize("command", ["explain", "train"])
+@pytest.mark.parametrize("name", ["config.json", "results.json"])
+@pytest.mark.parametrize("content", ["[]", "{}", "{"])
+def test_a_finished_run_with_spoilt_records_is_named(copied, command, name, content):
+    (copied / name).write_text(content)
+    status, out, err = run("explain", copied) if command == "explain" else run(*TRAIN, "--out", copied)
+    if (command, name, content) == ("train", "results.json", "{}"):  # nothing of it is needed here
+        assert (status, "finished" in out) == (0, True)
+    elif (command, name, content) == ("train", "config.json", "{}"):
+        assert (status, "data: None there, 'digits' here" in err) == (2, True)
+    else:
+        assert status == 2
+        assert name in err
+        assert err.strip().count("\n") == 0
+
+
 def test_cycle_draws_three_pictures(tmp_path):
     status, out, _ = run("cycle", "--out", tmp_path / "new", "--cycles", "2")
     assert status == 0
@@ -411,6 +427,7 @@ def test_out_is_a_file(tmp_path):
         ('{"data": "digits", "lr_max": []}', "lr_max is []"),
         ('{"data": "digits", "flip": "no"}', "flip is 'no'"),
         ('{"data": "digits", "precision": "fp8"}', "precision is 'fp8'"),
+        ('{"data": "cifar10", "root": "a\\u0000b"}', r"root is 'a\x00b'"),
     ],
 )
 def test_a_config_with_mistakes(tmp_path, text, named):

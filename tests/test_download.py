@@ -37,12 +37,18 @@ def batches():
 def archive(batches):
     """A valid archive of 12 images, as bytes."""
     content = batches | {"batches.meta": {b"label_names": [name.encode() for name in CLASSES]}}
+    return packed({f"cifar-10-batches-py/{name}": pickle.dumps(content[name], protocol=2) for name in MEMBERS})
+
+
+def packed(members: dict[str, bytes]) -> bytes:
+    """A .tar.gz with these members; one without content is a link to the folder above."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:gz") as tar:
-        for name in MEMBERS:
-            data = pickle.dumps(content[name], protocol=2)
-            info = tarfile.TarInfo("cifar-10-batches-py/" + name)
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
             info.size = len(data)
+            if not data:
+                info.type, info.linkname = tarfile.SYMTYPE, ".."
             tar.addfile(info, io.BytesIO(data))
     return out.getvalue()
 
@@ -232,6 +238,22 @@ def test_cifar10_reads_the_right_images(server, places, batches, tmp_path):
     np.testing.assert_allclose(train.mean, (train.pixels.numpy() / 255).mean((0, 1, 2)), atol=1e-6)
     np.testing.assert_allclose(train.std, (train.pixels.numpy() / 255).std((0, 1, 2)), atol=1e-6)
     assert (test.mean, test.std) == (train.mean, train.std)
+
+
+def test_nothing_is_unpacked_whatever_the_names_in_the_archive(server, offline, archive, monkeypatch, tmp_path):
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        members = {member.name: tar.extractfile(member).read() for member in tar}
+    bad = {"../above": b"bad", str(tmp_path / "absolute"): b"bad", "up": b"", "up/through a link": b"bad"}
+    spoilt = packed(bad | members)
+    monkeypatch.setattr(download, "MD5", hashlib.md5(spoilt).hexdigest())  # as if it were the true one
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / download.ARCHIVE).write_bytes(spoilt)
+    monkeypatch.chdir(root)
+    train, test = cifar10(root)
+    assert (len(train), len(test)) == (10, 2)
+    assert listing(root) == [download.ARCHIVE]
+    assert listing(tmp_path) == ["data"]
 
 
 def test_an_archive_that_is_there_is_used_without_any_request(server, offline, archive, tmp_path):

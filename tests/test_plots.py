@@ -1,6 +1,7 @@
 """Figures: each draws the numbers it was given, is saved small, and leaves matplotlib's global state alone."""
 
 import itertools
+import sys
 
 import matplotlib
 import numpy as np
@@ -146,6 +147,12 @@ def test_axes_that_are_given_are_drawn_into(name, what):
     assert figure.axes == [left, right]
     assert right.lines
     assert not left.lines
+
+
+@pytest.mark.parametrize("name", ["samples", "confusion", "misclassified", "gradcam"])
+def test_a_class_may_have_any_name(name, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "CLASSES", (r"$\frac$", "5$ or 10$^{", "%s {} _\n<b>"))
+    assert plots._base.png(DRAW[name]())
 
 
 def test_a_notebook_shows_a_figure_as_png():

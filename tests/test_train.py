@@ -1,6 +1,7 @@
 """Training: what is applied is what was planned, and a run that was stopped ends like one that was not."""
 
 import copy
+import dataclasses
 import itertools
 import math
 import random
@@ -287,11 +288,16 @@ def test_another_configuration_is_refused_with_the_difference(words, train, tmp_
     assert file.read_bytes() == before
 
 
-def test_other_data_are_refused(tiny, train, tmp_path):
-    train(checkpoint=tmp_path)
-    tiny[0].pixels[5, 0, 0, 0] ^= 1
+@pytest.mark.parametrize("split", [0, 1])
+@pytest.mark.parametrize("part", ["pixels", "labels", "mean"])
+def test_other_data_are_refused(split, part, tiny, train, tmp_path):
+    train(checkpoint=tmp_path, schedule=OneCycle(1, 0.5, 0.01, 0.1))
+    changed = list(tiny)
+    values = torch.as_tensor(getattr(tiny[split], part)).clone()
+    values.view(-1)[5 % values.numel()] += 1
+    changed[split] = dataclasses.replace(tiny[split], **{part: tuple(values.tolist()) if part == "mean" else values})
     with pytest.raises(InputError, match="data_crc32"):
-        train(checkpoint=tmp_path)
+        train(checkpoint=tmp_path, images=changed, schedule=OneCycle(1, 0.5, 0.01, 0.1))
 
 
 def test_another_network_is_refused(cnn, train, tmp_path):

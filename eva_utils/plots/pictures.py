@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 
 from ..batches import loader
 from ._base import DPI, Picture, styled
+
+as_they_are = rc_context({"text.parse_math": False})  # the names of classes: "5$ or 10$" is no formula
 
 
 def _grid(count: int, columns: int, width: float = 8.5, caption: float = 0.42):
@@ -37,6 +39,7 @@ def denormalize(x: torch.Tensor, mean, std) -> np.ndarray:
 
 
 @styled
+@as_they_are
 def samples(images, per_class: int = 8) -> Figure:
     """The first ``per_class`` images of each class, a row a class."""
     classes = images.classes
@@ -76,6 +79,7 @@ def augmented(images, augment, count: int = 6, epochs: int = 7, seed: int = 0) -
 
 
 @styled
+@as_they_are
 def confusion(confusion, pairs: int = 5) -> Figure:
     """The confusion matrix (counts), coloured by its mistakes, with the ``pairs`` most confused pairs named."""
     import seaborn as sns
@@ -109,6 +113,7 @@ def _cell(i: int):
 
 
 @styled
+@as_they_are
 def misclassified(mistakes, columns: int = 5) -> Figure:
     """Misclassified images, each with its true and its predicted class and the probability it gave that."""
     if not len(mistakes):
@@ -124,6 +129,7 @@ def misclassified(mistakes, columns: int = 5) -> Figure:
 
 
 @styled
+@as_they_are
 def gradcam(cams, side: int = 64) -> Figure:
     """Grad-CAM, a row an image: the image, then for each layer the overlay and the heat map for the class that was
     predicted, and the overlay for the class that was right. ``side``: of a panel, about, in screen pixels."""

@@ -1,0 +1,104 @@
+"""Sessions of training that end by SIGKILL from within, at a chosen moment; ``test_killed.py`` orders them.
+
+Reads orders from stdin, one a line (JSON), and answers each with the session's exit status (-9: killed). Each session
+is a process of its own, forked from this one, which has done nothing but import; that saves the seconds of starting.
+"""
+
+import importlib
+import itertools
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from eva_utils import Augment, Images, OneCycle, ResNet9, checkpoint, cli, evaluation, fit
+
+EPOCHS = 6
+for module in ("eva_utils.job", "albumentations.pytorch", "pytorch_grad_cam", "matplotlib.pyplot"):
+    importlib.import_module(module)
+
+
+def die(*args) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def half(write_bytes, path: Path, data) -> None:
+    write_bytes(path, data[: len(data) // 2])
+    die()
+
+
+# phase: (whose, which function, what happens instead of its n-th call)
+PHASES = {
+    "step": (torch.optim.SGD, "step", lambda real, *args: (real(*args), die())),  # moved, but not yet written down
+    "evaluation": (evaluation, "autocast", die),
+    "write": (Path, "write_bytes", half),
+    "read back": (checkpoint, "_check", die),
+    "rename": (os, "replace", die),  # between temporary file and rename
+    "renamed": (os, "replace", lambda real, *args: (real(*args), die())),
+}
+
+
+def arm(phase: str, n: int, name: str = "") -> None:
+    """Die in the ``n``-th call (from 1) of that phase; only calls for files with ``name`` in their path count."""
+    owner, function, act = PHASES[phase]
+    real, calls = getattr(owner, function), itertools.count(1)
+
+    def armed(*args, **kwargs):
+        if (not name or any(name in str(arg) for arg in args)) and next(calls) == n:
+            return act(real, *args)
+        return real(*args, **kwargs)
+
+    setattr(owner, function, armed)
+
+
+def random_images(n: int, seed: int) -> Images:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(256, (n, 16, 16, 3), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(3, (n,), generator=generator)
+    return Images(pixels, labels, ("ant", "bee", "cat"), (0.5, 0.4, 0.6), (0.25, 0.3, 0.2), "random")
+
+
+def train(folder: str, engine: str, workers: int) -> int:
+    """``fit`` on random images; what it gives goes to ``end.pt`` in ``folder``."""
+    torch.manual_seed(0)
+    model = nn.Sequential(ResNet9(3, width=2), nn.Dropout(0.3))
+    torch.manual_seed(os.getpid())  # what was drawn in another process decides nothing
+    run = fit(
+        model, random_images(32, 1), random_images(12, 2), OneCycle(EPOCHS, 2, 0.01, 0.1), batch_size=7,
+        augment=Augment(2, cutout=4), precision="fp32", device="cpu", engine=engine, workers=workers, checkpoint=folder,
+    )  # fmt: skip
+    end = {"model": run.model.state_dict(), "ema": run.ema.state_dict(), "history": run.history, "steps": run.steps}
+    torch.save(end, Path(folder) / "end.pt")
+    return 0
+
+
+def command(argv: list[str]) -> int:
+    return cli.main(argv)
+
+
+def session(log: str, kill: list, work: str, **options) -> int:
+    """One session in a new process; returns its exit status."""
+    if child := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    status = 99
+    try:
+        with open(log, "w", buffering=1, encoding="utf8") as sys.stdout:
+            sys.stderr = sys.stdout
+            if kill:
+                arm(*kill)
+            status = {"train": train, "command": command}[work](**options)
+    except BaseException:
+        traceback.print_exc(file=sys.stdout)
+    finally:
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for order in sys.stdin:
+        print(session(**json.loads(order)), flush=True)
