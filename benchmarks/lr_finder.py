@@ -96,16 +96,17 @@ def rates(setting: Setting, seed: int, root: str) -> dict[str, list[float]]:
     """[lr_min, lr_max] of each rule."""
     train, _ = images(setting.data, root)
     model = network(setting, seed)
+    options = {"label_smoothing": setting.smoothing}
     shared = {"augment": augment(setting), "batch_size": setting.batch, "seed": seed}
-    shared["label_smoothing"] = setting.smoothing
-    ours = eva.find_lr(model, train, **shared)
+    ours = eva.find_lr(model, train, **shared, **options)
     # torch-lr-finder's own defaults: 100 steps, smoothing 0.05, and what its plot suggests.
-    lr, loss = range_test(model, train, lr_start=1e-4, lr_end=10, steps=100, **shared)
+    batches = loader(train, **shared, device=choose_device())
+    lr, loss = range_test(model, batches, lr_start=1e-4, lr_end=10, steps=100, **options)
     smooth = exponential(loss, 0.05)
     inner = slice(10, -5)
     found = {"lowest": lr[np.nanargmin(smooth)], "steepest": lr[inner][np.gradient(smooth[inner]).argmin()]}
     # fastai's: from 1e-7, smoothing 0.98 with the start corrected.
-    lr, loss = range_test(model, train, lr_start=1e-7, lr_end=10, steps=100, **shared)
+    lr, loss = range_test(model, batches, lr_start=1e-7, lr_end=10, steps=100, **options)
     found["valley"] = lr[10:-5][valley(corrected(loss, 0.98)[10:-5])]
     pairs = {rule: [float(rate) / RATIO, float(rate)] for rule, rate in found.items()}
     return {"eva_utils": [ours.lr_min, ours.lr_max], **pairs}

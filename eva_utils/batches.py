@@ -21,6 +21,7 @@ import torch
 from .augment import Augment, normalize
 from .errors import InputError, RunError, check
 from .images import Images
+from .precision import room
 
 
 def seed_for(*numbers: int) -> int:
@@ -30,8 +31,9 @@ def seed_for(*numbers: int) -> int:
 
 
 def to_device(images: Images, device) -> Images:
-    """The same images with pixels and labels on ``device``."""
-    return dataclasses.replace(images, pixels=images.pixels.to(device), labels=images.labels.to(device))
+    """The same images with labels and, if there is room for them, pixels on ``device``."""
+    pixels = images.pixels.to(device) if images.pixels.nbytes <= room(device) else images.pixels
+    return dataclasses.replace(images, pixels=pixels, labels=images.labels.to(device))
 
 
 def loader(
@@ -111,20 +113,36 @@ class _Loader:
 
 
 class DeviceLoader(_Loader):
-    """Whole batches, made on the device where the data set lives as uint8."""
+    """Whole batches, made on the device where the data set lives as uint8.
+
+    A data set that has no room there stays in the computer's memory, and each batch's bytes are sent when it is due.
+    """
 
     def __init__(self, images: Images, augment: Augment, batch_size: int, seed: int, device, shard=(0, 1)) -> None:
+        self.resident = images.pixels.nbytes <= room(torch.device(device))
         super().__init__(to_device(images, device), batch_size, seed, device, shard)
         self.augment = augment
+        if not self.resident:
+            size = images.pixels.nbytes / 1e9
+            print(f"{images.name}: {size:.1f} GB of pixels have no room on {self.device}, and are sent batch by batch")
 
     def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         generator = self._generator(epoch)
         n, height, width, _ = self.images.pixels.shape
-        order = torch.randperm(n, generator=generator).to(self.device)
+        order = torch.randperm(n, generator=generator)
         draws = self.augment.draw(n, height, width, generator).to(self.device)
+        there = order.to(self.device)
         for part in self.parts:
-            index = order[part]
-            yield self.augment.batch(self.images, index, draws[part]), self.images.labels[index]
+            images, index = (self.images, there[part]) if self.resident else self._sent(order[part])
+            yield self.augment.batch(images, index, draws[part]), self.images.labels[there[part]]
+
+    def _sent(self, index: torch.Tensor) -> tuple[Images, torch.Tensor]:
+        """The images at ``index`` alone, on the device, and their positions there: 0, 1, ..."""
+        pixels = self.images.pixels[index]
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory()  # then the copy runs beside the computation
+        pixels = pixels.to(self.device, non_blocking=True)
+        return dataclasses.replace(self.images, pixels=pixels), torch.arange(len(index), device=self.device)
 
 
 class WorkerLoader(_Loader):

@@ -116,15 +116,11 @@ def find_lr(
     start = time.perf_counter()
     device = choose_device(device)
     precision = choose_precision(device, precision)
-    if device.type == "cpu":
-        keep_memory()
     batches = loader(train, augment, batch_size, seed=seed, device=device, engine=engine, workers=workers)
-    network = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(
-        network.parameters(), lr=lr_start, momentum=momentum, nesterov=momentum > 0, weight_decay=weight_decay
-    )
-    criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
-    lr, loss = _range_test(network, optimizer, criterion, batches, precision, lr_end, steps)
+    lr, loss = range_test(
+        model, batches, lr_start=lr_start, lr_end=lr_end, steps=steps, momentum=momentum, weight_decay=weight_decay,
+        label_smoothing=label_smoothing, precision=precision,
+    )  # fmt: skip
     rates = choose_rates(lr, loss)
     found = LRRange(*rates, seconds=time.perf_counter() - start, settings=settings)
     if file:
@@ -132,9 +128,23 @@ def find_lr(
     return found
 
 
-def _range_test(network, optimizer, criterion, batches, precision: str, lr_end: float, steps: int):
-    """torch-lr-finder's range test on our batches, without its printing: rates and losses as arrays."""
+def range_test(
+    model: nn.Module, batches, *, lr_start: float, lr_end: float, steps: int, momentum: float = 0.9,
+    weight_decay: float = 5e-4, label_smoothing: float = 0.2, precision: str = "auto",
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """torch-lr-finder's range test on a copy of ``model`` and ``batches`` (a ``loader``), without its printing.
+
+    Rates and losses in nats, unsmoothed, as arrays of up to ``steps`` values: it stops at five times the lowest loss.
+    """
     device = batches.device
+    precision = choose_precision(device, precision)
+    if device.type == "cpu":
+        keep_memory()
+    network = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=lr_start, momentum=momentum, nesterov=momentum > 0, weight_decay=weight_decay
+    )
+    criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tqdm.autonotebook's announcement, at import
         import torch_lr_finder.lr_finder as library
@@ -165,7 +175,7 @@ def _range_test(network, optimizer, criterion, batches, precision: str, lr_end: 
         contextlib.redirect_stdout(io.StringIO()),
     ):
         torch.manual_seed(seed_for(batches.seed, 0, 1))  # for Dropout and the like
-        # Unsmoothed, because smoothing is ours (centred); it stops by itself at five times the lowest loss.
+        # Unsmoothed, because smoothing is ours (centred).
         finder.range_test(Endless(), end_lr=lr_end, num_iter=steps, smooth_f=0)
     return np.array(finder.history["lr"]), np.array(finder.history["loss"])
 

@@ -73,6 +73,11 @@ def describe(device: torch.device) -> str:
     return f"{times}CPU: {name}, {torch.get_num_threads()} threads"
 
 
+def room(device: torch.device) -> float:
+    """Bytes that a data set may take on ``device``: of a GPU, half of what is free; the training needs the rest."""
+    return torch.cuda.mem_get_info(device)[0] / 2 if torch.device(device).type == "cuda" else float("inf")
+
+
 def keep_memory() -> None:
     """Let this process keep freed memory for the next step instead of giving it back to the system (glibc only).
 

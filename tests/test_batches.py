@@ -10,7 +10,7 @@ import pytest
 import torch
 from albumentations.pytorch import ToTensorV2
 
-from eva_utils import Augment, Images, InputError
+from eva_utils import Augment, Images, InputError, OneCycle, fit
 from eva_utils.batches import DeviceLoader, WorkerLoader, loader, plain_batches, seed_for
 from eva_utils.errors import RunError
 
@@ -220,3 +220,51 @@ def test_a_worker_that_dies_is_told_in_words():
     batches = loader(noise(8), A.Compose([Killer(p=1)]), 4, engine="albumentations", workers=1)
     with pytest.raises(RunError, match="a worker process died"):
         list(batches.epoch(0))
+
+
+# Data that have no room on the device
+
+
+@pytest.fixture
+def no_room(monkeypatch):
+    monkeypatch.setattr("eva_utils.batches.room", lambda device: 0)
+
+
+def test_batches_that_are_sent_are_those_of_a_resident_data_set(tiny, no_room, capsys):
+    train, _ = tiny
+    sent = loader(train, Augment(padding=2, cutout=4), 12)
+    assert not sent.resident
+    assert "sent batch by batch" in capsys.readouterr().out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("eva_utils.batches.room", lambda device: train.pixels.nbytes)
+        resident = loader(train, Augment(padding=2, cutout=4), 12)
+    assert resident.resident
+    assert not capsys.readouterr().out
+    for epoch in (0, 3):
+        pairs = list(zip(sent.epoch(epoch), resident.epoch(epoch), strict=True))
+        assert len(pairs) == 3
+        for (x, y), (x_there, y_there) in pairs:
+            assert torch.equal(x, x_there) and torch.equal(y, y_there)
+
+
+def test_only_one_batch_at_a_time_is_sent(tiny, no_room, monkeypatch):
+    train, _ = tiny
+    sent = loader(train, Augment(padding=2, cutout=4), 12)
+    shapes = []
+    batch = Augment.batch
+    monkeypatch.setattr(
+        Augment, "batch", lambda self, images, *rest: shapes.append(len(images)) or batch(self, images, *rest)
+    )
+    assert sum(len(y) for _, y in sent.epoch(0)) == 32
+    assert shapes == [12, 12, 8]
+
+
+def test_training_does_not_notice(tiny, cnn, monkeypatch):
+    train, test = tiny
+    runs = []
+    for limit in (0, 1 << 40):
+        monkeypatch.setattr("eva_utils.batches.room", lambda device, limit=limit: limit)
+        schedule = OneCycle(2, 1, 0.01, 0.1)
+        runs.append(fit(cnn(), train, test, schedule, augment=Augment(2, cutout=4), batch_size=8, device="cpu"))
+    first, second = ([row["loss"] for row in run.steps] for run in runs)
+    assert first == second

@@ -268,10 +268,10 @@ def test_the_rates_train_digits():
 def no_test(monkeypatch):
     """A range test would be noticed."""
 
-    def range_test(*args):
+    def range_test(*args, **options):
         raise InterruptedError("tested")
 
-    monkeypatch.setattr(lr_finder, "_range_test", range_test)
+    monkeypatch.setattr(lr_finder, "range_test", range_test)
 
 
 @pytest.fixture
@@ -281,7 +281,7 @@ def kept(tmp_path, found):
 
 
 def test_the_result_is_kept_in_the_checkpoint_folder(monkeypatch, tmp_path, images, model, found):
-    monkeypatch.setattr(lr_finder, "_range_test", lambda *args: (LR, VALLEY))
+    monkeypatch.setattr(lr_finder, "range_test", lambda *args, **options: (LR, VALLEY))
     rates = find_lr(model, images, checkpoint=tmp_path / "run", **OPTIONS)
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["lr_range.json"]
     again = lr_finder.LRRange.load(tmp_path / "run" / "lr_range.json")
