@@ -2,7 +2,7 @@
 
 For each number it starts torchrun, trains for a few epochs on random images, and times an all-reduce of the gradients'
 size alone. The global batch stays the same (strong scaling). Results go into assets/benchmarks/scaling-<device>.json, a
-row for each number of processes, and ``python tools/update_readme.py`` makes docs/torchrun.md's tables of them.
+row for each number of processes, and ``python tools/update_tables.py`` makes docs/torchrun.md's tables of them.
 
 Across machines start it with torchrun yourself, on each of them; it then adds the row for that number of processes:
 ``torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint HOST:29400 benchmarks/scaling.py``

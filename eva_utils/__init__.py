@@ -11,7 +11,6 @@ __version__ = "0.1.0"
 
 # Both are read once, when the library in question starts, so they are set before anything is imported.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else albumentations asks the network for its newest version
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch on a CPU: huge pages for large tensors, see precision.py
 
 _MODULE_OF = {
     "InputError": "errors",

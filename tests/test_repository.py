@@ -17,6 +17,7 @@ from eva_utils import OneCycle, ResNet9
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf8")
+PAGES = ["README.md", "docs/torchrun.md", "docs/scale.md"]
 TORCHRUN = (ROOT / "docs" / "torchrun.md").read_text(encoding="utf8")
 RUN = ROOT / "assets" / "runs" / "cifar10-jpeg-24"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -98,13 +99,17 @@ def test_pictures_are_small_enough_to_look_at():
 # README
 
 
-def test_the_table_is_what_the_runs_say():
-    assert "CIFAR-10 (JPEG q75)" in README
-    assert tool("update_readme").updated(README) == README
+@pytest.mark.parametrize("page", PAGES)
+def test_the_tables_are_what_was_measured(page):
+    text = (ROOT / page).read_text(encoding="utf8")
+    assert "<!-- end of " in text
+    assert tool("update_tables").updated(text) == text
 
 
-def test_the_scaling_tables_are_what_was_measured():
-    assert tool("update_readme").scaling_updated(TORCHRUN) == TORCHRUN
+def test_a_table_that_is_out_of_date_is_noticed():
+    old = README.replace("| 24 | 0.0079 to 0.33 |", "| 24 | 0.0080 to 0.33 |")
+    assert old != README
+    assert tool("update_tables").updated(old) == README
 
 
 def test_a_scaling_table_is_calculated_right():
@@ -113,7 +118,7 @@ def test_a_scaling_table_is_calculated_right():
         {"processes": 4, "images_per_second": 2000.0, "all_reduce_seconds": 0.02},
     ]
     measured = {"device": "CPU: slow", "precision": "fp32", "torch": "9", "batch_size": 500, "params": 7, "rows": rows}
-    *_, first, last = tool("update_readme").scaling_table(measured).splitlines()
+    *_, first, last = tool("update_tables").scaling_table(measured).splitlines()
     assert first == "| 1 | 1,000 | 1.00 | 100% | 500 ms | 0.0 ms | 500 ms |"
     assert last == "| 4 | 2,000 | 2.00 | 50% | 250 ms | 20.0 ms | 145 ms |"
 
@@ -131,7 +136,7 @@ def test_the_calculation_about_torchrun():
         assert cells[1:] == [f"{bandwidth:,} MB/s", f"{1e3 * cost:,.0f} ms", f"{float(f'{rate:.2g}'):,.0f}"]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/torchrun.md"])
+@pytest.mark.parametrize("page", [*PAGES, "docs/messages.md"])
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text(encoding="utf8"))
     assert len(links) > (10 if page == "README.md" else 0)

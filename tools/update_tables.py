@@ -1,0 +1,159 @@
+"""Write the tables that are measured: ``python tools/update_tables.py``.
+
+A table stands between ``<!-- NAME: written by ... -->`` and ``<!-- end of NAME -->``, and is made from json files under
+assets/ by the function of TABLES with that name.
+"""
+
+import json
+import re
+from pathlib import Path
+from statistics import mean, stdev
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = ROOT / "assets" / "benchmarks"
+PAGES = ["README.md", "docs/torchrun.md", "docs/scale.md"]
+NOTHING = "Nothing has been measured yet.\n"
+# What the data is called in words; a run knows only its folder's name.
+NAMES = {"cifar10-jpeg": "CIFAR-10 (JPEG q75)", "cifar10": "CIFAR-10"}
+
+
+def read(path: Path):
+    return json.loads(path.read_text(encoding="utf8"))
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [" | ".join(cells) for cells in (head, *rows)]
+    return "\n".join([f"| {lines[0]} |", "|---" * len(head) + "|", *(f"| {line} |" for line in lines[1:])]) + "\n"
+
+
+def where(measured: dict) -> str:
+    return f"{measured['device'].removeprefix('CPU: ')}, {measured['precision']}, torch {measured['torch']}"
+
+
+def results() -> str:
+    head = ["data, images", "epochs", "rates found", "test, raw", "test, EMA", "EMA + TTA", "train", "time", "device"]
+    rows = []
+    for file in sorted((ROOT / "assets" / "runs").glob("*/results.json")):
+        r = read(file)
+        rows.append([
+            f"{NAMES.get(r['data'], r['data'])}, {r['n_train']:,} + {r['n_test']:,}",
+            f"{r['epochs']}",
+            f"{r['lr_min']:.2g} to {r['lr_max']:.2g}",
+            f"{r['test_accuracy']:.2f}",
+            f"**{r['test_accuracy_ema']:.2f}**",
+            f"{r['test_accuracy_ema_tta']:.2f}",
+            f"{r['train_accuracy']:.2f}",
+            f"{r['seconds_total'] / 60:.0f} min, {r['images_per_second']:,.0f} images/s",
+            where(r),
+            f"[1, seed {r['seed']}](assets/runs/{file.parent.name})",
+        ])  # fmt: skip
+    return markdown([*head, "n"], rows)
+
+
+def scaling_table(measured: dict) -> str:
+    """One device's rows; the formula is that of docs/torchrun.md, with the first row's step and the all-reduce."""
+    first, *_ = measured["rows"]
+    rows = []
+    for row in measured["rows"]:
+        speedup, more = row["images_per_second"] / first["images_per_second"], row["processes"] / first["processes"]
+        step, first_step = (measured["batch_size"] / r["images_per_second"] for r in (row, first))
+        alone = row["all_reduce_seconds"]
+        rows.append([
+            f"{row['processes']}", f"{row['images_per_second']:,.0f}", f"{speedup:.2f}", f"{speedup / more:.0%}",
+            f"{1e3 * step:,.0f} ms", f"{1e3 * alone:,.1f} ms", f"{1e3 * (first_step / more + alone):,.0f} ms",
+        ])  # fmt: skip
+    title = (
+        f"{measured['device']} each, {measured['precision']}, torch {measured['torch']}, batch of "
+        f"{measured['batch_size']:,} in all, {measured['params']:,} parameters:"
+    )
+    columns = "speed-up", "efficiency", "a step", "all-reduce alone", "a step by the formula"
+    return f"{title}\n\n" + markdown(["processes", "images/s", *columns], rows)
+
+
+def scaling() -> str:
+    return "\n".join(scaling_table(read(file)) for file in sorted(BENCHMARKS.glob("scaling-*.json"))) or NOTHING
+
+
+def speed_table(measured: dict) -> str:
+    """One device: what was measured (median, smallest and largest), and the ratios, taken round by round."""
+
+    def cell(values: dict, digits: int = 0) -> str:
+        return f"{values['median']:,.{digits}f} ({values['min']:,.{digits}f} to {values['max']:,.{digits}f})"
+
+    rows = []
+    for name, values in measured["measurements"].items():
+        key, unit, digits = ("tflops", "TFLOP/s", 2) if "tflops" in values else ("images_per_second", "images/s", 0)
+        memory = values.get("gpu_gb", values.get("process_gb"))
+        rows.append([name, f"{cell(values[key], digits)} {unit}", f"{memory['median']:.1f} GB" if memory else ""])
+    ratios = measured["ratios"]
+    shares = ", ".join(f"{share:.0%} in {p}" for p, share in ratios["share of the matrix product's rate"].items())
+    lines = [
+        f"- whole epoch, `fit` over the usual pipeline: {ratios['whole epoch, eva_utils over usual']:.1f} times",
+        f"- training step alone: {ratios['training step, eva_utils over usual']:.1f} times; "
+        f"with `torch.compile` {ratios['compiled over not']:.2f} times that",
+        f"- share of the rate of a large matrix product while training: {shares}",
+        f"- batch engine over albumentations, per core: {ratios['batch engine over albumentations, per core']:.1f} "
+        f"times; {ratios['data' + chr(39) + 's share of the step']:.1%} of a step",
+    ]
+    title = f"{where(measured)}; n = {measured['rounds']} rounds, median (smallest to largest):"
+    table = markdown(["what", "speed", "peak memory"], rows)
+    return f"{title}\n\n" + "\n".join(lines) + f"\n\n{table}"
+
+
+def speed() -> str:
+    return "\n".join(speed_table(read(file)) for file in sorted(BENCHMARKS.glob("throughput-*.json"))) or NOTHING
+
+
+def scale_table(measured: dict) -> str:
+    rows = [
+        [name, *(f"{p:,}: {1e3 * s:,.0f} ms" for p, s in zip(g["points"], g["seconds"], strict=True)),
+         f"{g['exponent']:.2f}"]
+        for name, g in measured["growth"].items()
+    ]  # fmt: skip
+    base = ", ".join(f"{name} {value:,}" for name, value in measured["base"].items())
+    title = f"{where(measured)}; an epoch with {base}, one of them changed; medians of {measured['rounds']} rounds:"
+    return f"{title}\n\n" + markdown(["", "", "", "", "time grows with the power"], rows)
+
+
+def scale() -> str:
+    return "\n".join(scale_table(read(file)) for file in sorted(BENCHMARKS.glob("scale-*.json"))) or NOTHING
+
+
+def accuracy_table(rows: list[dict]) -> str:
+    """A line for each recipe and size: mean and standard deviation over the seeds."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        if row["tested_on"] == "test":
+            groups.setdefault((-row["width"], -row["epochs"], row["data"], row["images"], row["recipe"]), []).append(
+                row
+            )
+
+    def cell(group: list[dict], key: str) -> str:
+        values = [row[key] for row in group]
+        return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+    cells = []
+    for (width, epochs, data, images, recipe), group in sorted(groups.items(), key=lambda item: item[0][:4]):
+        size = f"width {-width}, {-epochs} epochs, {images:,} of {NAMES.get(data, data)}"
+        keys = ("raw", "ema", "ema_tta", "train")
+        cells.append([recipe, size, *(cell(group, key) for key in keys), where(group[0]), str(len(group))])
+    return markdown(["recipe", "size", "test, raw", "EMA", "EMA + TTA", "train", "device", "n"], cells)
+
+
+def accuracy() -> str:
+    file = BENCHMARKS / "accuracy.json"
+    return accuracy_table(read(file)) if file.is_file() else NOTHING
+
+
+TABLES = {"results": results, "scaling": scaling, "speed": speed, "scale": scale, "accuracy": accuracy}
+MARKERS = re.compile(r"(<!-- (\w+): written by.*?-->\n)(.*?)(<!-- end of \2 -->)", re.DOTALL)
+
+
+def updated(page: str) -> str:
+    return MARKERS.sub(lambda match: match[1] + TABLES[match[2]]() + match[4], page)
+
+
+if __name__ == "__main__":
+    for name in PAGES:
+        path = ROOT / name
+        path.write_text(updated(path.read_text(encoding="utf8")), encoding="utf8")
