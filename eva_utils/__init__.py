@@ -9,7 +9,7 @@ import os
 
 __version__ = "0.1.0"
 
-# Both are read once, when the library in question starts, so they are set before anything is imported.
+# Read once, when that library starts, so it is set before anything is imported.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else albumentations asks the network for its newest version
 
 _MODULE_OF = {

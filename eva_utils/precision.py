@@ -83,7 +83,7 @@ def keep_memory() -> None:
 
     A training step on a CPU frees and asks again for hundreds of megabytes; each time, the system hands out pages that
     it zeroes first, which is a fifth of the step. With these thresholds the process grows for some steps, to about
-    2.5 GB at full width, and then stays as it is. Huge pages (torch's THP_MEM_ALLOC_ENABLE) add nothing to that but memory.
+    2.5 GB at full width, and then stays as it is. torch's THP_MEM_ALLOC_ENABLE, huge pages, adds nothing but memory.
     """
     m_trim_threshold, m_mmap_threshold = -1, -3  # from malloc.h
     try:

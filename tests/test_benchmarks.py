@@ -1,0 +1,181 @@
+"""The benchmarks' own arithmetic, and that each of them runs, at the size of a toy."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import accuracy
+import eva_utils as eva
+import lr_finder
+import superconvergence
+import throughput
+from common import Rows
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """600 training and 20 test images of 32 x 32 in two classes: enough for one batch of 512."""
+    folder = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    for split, n in (("train", 300), ("test", 10)):
+        for name, bright in (("dark", 0), ("light", 120)):
+            place = folder / split / name
+            place.mkdir(parents=True)
+            for i in range(n):
+                pixels = generator.integers(bright, bright + 130, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(place / f"{i}.png")
+    return folder
+
+
+def test_rows_are_kept_and_found(tmp_path):
+    rows = Rows(tmp_path / "a" / "rows.json")
+    assert rows.find(x=1) is None
+    rows.add({"x": 1, "y": 2})
+    rows.add({"x": 2, "y": 3})
+    again = Rows(tmp_path / "a" / "rows.json")
+    assert again.find(x=2) == {"x": 2, "y": 3}
+    assert again.find(x=2, y=2) is None
+
+
+# The rules that the finder is compared with
+
+
+def test_smoothings_by_hand():
+    loss = np.array([4.0, 2.0, 0.0])
+    assert lr_finder.exponential(loss, 0.25) == pytest.approx([4, 3.5, 2.625])
+    assert lr_finder.corrected(loss, 0.5) == pytest.approx([4, (1 + 1) / 0.75, (0.5 + 0.5) / 0.875])
+
+
+def test_the_valley_is_half_way_into_the_longest_fall():
+    up = np.linspace(1, 3, 40)
+    assert lr_finder.valley(np.r_[3.0, 3.0, np.linspace(2.9, 1, 30), up]) in range(14, 18)
+    # Two falls: the longer one counts, not the deeper.
+    assert lr_finder.valley(np.r_[np.linspace(10, 0, 6), np.linspace(30, 20, 24)]) in range(15, 20)
+
+
+def test_the_policies_of_other_recipes():
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1, momentum=0.9)
+    torchs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.609, epochs=24, steps_per_epoch=10, pct_start=5 / 24, div_factor=10, final_div_factor=1e4
+    )
+    cosine = accuracy.Cosine(24, 5, 0.0609, 0.609, 0.0609 / 1e4)
+    momentum = accuracy.Cosine(24, 5, 0.95, 0.85, 0.95)
+    # torch counts to its last step, we count to the end of the last epoch.
+    assert cosine(0.0) == pytest.approx(optimizer.param_groups[0]["lr"])
+    assert momentum(0.0) == pytest.approx(optimizer.param_groups[0]["momentum"])
+    seen = []
+    for _ in range(239):
+        optimizer.step()
+        torchs.step()
+        seen.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]))
+    assert cosine(5.0) == pytest.approx(max(lr for lr, _ in seen))
+    assert momentum(5.0) == pytest.approx(min(m for _, m in seen))
+    assert cosine(24.0) == pytest.approx(seen[-1][0])
+    triangle = accuracy.Triangle(24, 5, 0.4)
+    assert [triangle(e) for e in (0, 2.5, 5, 14.5, 24)] == pytest.approx([0, 0.2, 0.4, 0.2, 0])
+    steps = superconvergence.Steps(24, 0.5, True)
+    assert [steps(e) for e in (0, 11.9, 12, 17.9, 18, 23.9)] == pytest.approx([0.5, 0.5, 0.05, 0.05, 0.005, 0.005])
+
+
+def test_the_skip_added_twice():
+    block = eva.ResNet9(width=4).layer1.eval()
+    x = torch.randn(2, 4, 8, 8)
+    once, inner = block(x), block.down(x)
+    block.__class__ = accuracy.SkipTwice
+    assert torch.allclose(block(x), once + inner)
+
+
+def test_cyclic_momentum_is_applied(tiny, cnn):
+    train, _ = tiny
+    settings = {"seed": 0, "momentum": 0.95, "weight_decay": 0.0, "label_smoothing": 0.0, "ema": 0.1}
+    batches = eva.batches.loader(train, None, 8)
+    trainer = accuracy.CyclicMomentum(cnn(), batches, accuracy.Cosine(2, 1, 0.01, 0.1, 0.001), settings, "fp32")
+    group, seen = trainer.optimizer.param_groups[0], []
+    take = trainer.optimizer.step
+    trainer.optimizer.step = lambda *args, **options: seen.append(group["momentum"]) or take(*args, **options)
+    for epoch in range(2):
+        trainer.train_epoch(epoch)
+    assert seen[0] == 0.95 and min(seen) == seen[4] == pytest.approx(0.85)
+    assert group["nesterov"] is False
+
+
+# Each of them, small
+
+
+def test_recipes_run_and_are_not_run_again(photos, tmp_path):
+    command = [sys.executable, BENCHMARKS / "accuracy.py", "--data", photos, "--out", tmp_path / "rows.json"]
+    command += ["--work", tmp_path / "work", "--width", "4", "--epochs", "2", "--recipes", "solution-a", "cifar10-fast"]
+    first = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["recipe"] for row in rows] == ["solution-a", "cifar10-fast"]
+    assert rows[0]["lr_first"] == pytest.approx(0.0609) and rows[1]["lr_first"] == 0
+    assert all(0 <= row[key] <= 100 for row in rows for key in ("raw", "raw_tta", "ema", "ema_tta", "train"))
+    assert "going on" not in first
+    again = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "images/s" not in again
+    assert "| solution-a | 4, 2, 600 |" in again
+
+
+def test_what_is_still_to_be_run(tmp_path):
+    rows = Rows(tmp_path / "rows.json")
+    assert len(lr_finder.wanted(rows)) == len(lr_finder.SETTINGS) * 3
+    setting = lr_finder.SETTINGS[0]
+    key = {**vars(setting), "seed": 0}
+    rows.add({**key, "rates": {rule: [0.01, 0.2] for rule in lr_finder.RULES}})
+    todo = [pair for s, seed, pair in lr_finder.wanted(rows) if s == setting and seed == 0]
+    assert len(todo) == len(lr_finder.GRID) + len(lr_finder.RULES) + len(lr_finder.RATIOS)
+    for lr_min, lr_max in dict.fromkeys(todo):
+        rows.add({**key, "lr_min": lr_min, "lr_max": lr_max, "raw": 50.0, "ema": 50.0})
+    assert not [pair for s, seed, pair in lr_finder.wanted(rows) if s == setting and seed == 0]
+
+
+def test_regret_is_the_best_of_the_grid_minus_the_rule(tmp_path, monkeypatch):
+    monkeypatch.setattr(lr_finder, "SETTINGS", lr_finder.SETTINGS[:1])
+    monkeypatch.setattr(lr_finder, "LR_MIN_SETTINGS", [])
+    rows = Rows(tmp_path / "rows.json")
+    for seed in lr_finder.SEEDS:
+        key = {**vars(lr_finder.SETTINGS[0]), "seed": seed}
+        rows.add({**key, "rates": {rule: [0.01, 0.21 + i] for i, rule in enumerate(lr_finder.RULES)}})
+        for rate in lr_finder.GRID:
+            value = 70.0 + seed if rate == 0.4 else 60.0
+            rows.add({**key, "lr_min": rate / lr_finder.RATIO, "lr_max": rate, "raw": value, "ema": value})
+        for i in range(len(lr_finder.RULES)):
+            rows.add({**key, "lr_min": 0.01, "lr_max": 0.21 + i, "raw": 68.0 - i, "ema": 0.0})
+    table = lr_finder.tables(rows, "raw")
+    assert "| 0.4 | 71.0 | 3.0 | 4.0 | 5.0 | 6.0 | 0.21, 0.21, 0.21 |" in table
+    assert "| **worst** | | | 3.0 | 4.0 | 5.0 | 6.0 | |" in table
+
+
+def test_throughputs_ratios():
+    best = throughput.choose_precision(throughput.DEVICE)
+    names = throughput.parts(1024, 1)
+    samples = {
+        name: [
+            {"tflops": 1.0 * k} if name.startswith("matmul") else {"images_per_second": 100.0 * k} for k in (1, 2, 4)
+        ]
+        for name in names
+    }
+    samples["epoch: eva_utils"] = [{"images_per_second": v} for v in (500.0, 800.0, 2000.0)]
+    summary = throughput.summarise(samples)
+    assert summary["ratios"]["whole epoch, eva_utils over usual"] == 5  # of 5, 4 and 5
+    assert summary["ratios"]["share of the matrix product's rate"][best] == pytest.approx(0.227)
+    assert summary["measurements"]["epoch: usual"]["images_per_second"] == {
+        "median": 200,
+        "min": 100,
+        "max": 400,
+        "n": 3,
+    }
+
+
+def test_throughput_measures_an_epoch():
+    measured = throughput.child("data: eva_utils, batch engine", 512, 1)
+    assert measured["images_per_second"] > 1000
+    assert measured["first_batch_seconds"] > 0
