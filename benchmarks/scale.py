@@ -3,7 +3,7 @@
     python benchmarks/scale.py && python tools/update_tables.py     # minutes
 
 Each at three points, the other three held, medians over rounds that take turns; a power law is fitted to each.
-Writes assets/benchmarks/scale-<device>.json, which docs/scale.md's table is made from.
+Writes assets/benchmarks/scale-<device>.json, which docs/speed.md's table is made from.
 """
 
 from __future__ import annotations

@@ -102,6 +102,7 @@ def test_in_a_fresh_colab(tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab_20261101")
     monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # pip's way to say yes: build with the setuptools that is here
+    monkeypatch.setenv("PIP_DISABLE_PIP_VERSION_CHECK", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("PYTHONPATH", raising=False)
     content = tmp_path / "content"

@@ -17,7 +17,7 @@ from eva_utils import OneCycle, ResNet9
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf8")
-PAGES = ["README.md", "docs/torchrun.md", "docs/scale.md"]
+PAGES = ["README.md", "docs/torchrun.md", "docs/speed.md"]
 TORCHRUN = (ROOT / "docs" / "torchrun.md").read_text(encoding="utf8")
 RUN = ROOT / "assets" / "runs" / "cifar10-jpeg-24"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
