@@ -108,6 +108,7 @@ class Job:
     epochs: int
     width: int
     seed: int
+    folder: Path
 
     @property
     def peak(self) -> float:
@@ -133,7 +134,7 @@ def ours(
     if augment == "zero padding":
         augment = per_image(job.train, 4, 1)
     shared = {"augment": augment, "batch_size": BATCH, "seed": job.seed, **options}
-    rates = eva.find_lr(model, job.train, **{k: v for k, v in shared.items() if k != "ema"})
+    rates = eva.find_lr(model, job.train, checkpoint=job.folder, **{k: v for k, v in shared.items() if k != "ema"})
     if end is None:
         schedule = eva.OneCycle(job.epochs, job.peak, rates.lr_min, rates.lr_max)
     else:
@@ -190,12 +191,12 @@ def split(data: str, held_out: bool) -> tuple[eva.Images, eva.Images]:
     return train, test
 
 
-def run(recipe: Callable, job: Job, test: eva.Images, folder: Path) -> dict:
+def run(recipe: Callable, job: Job, test: eva.Images) -> dict:
     """Train, and the accuracies (%) after the last epoch: with the last weights, with their average, and with TTA."""
     start = time.perf_counter()
     model, schedule, options = recipe(job)
     with mock.patch("eva_utils.train.Trainer", options.pop("trainer", Trainer)):
-        result = eva.fit(model, job.train, test, schedule, **{"seed": job.seed, "checkpoint": folder} | options)
+        result = eva.fit(model, job.train, test, schedule, **{"seed": job.seed, "checkpoint": job.folder} | options)
     last = result.history[-1]
     return {
         "raw": last["test_accuracy"],
@@ -220,8 +221,8 @@ def table(rows: list[dict]) -> str:
     ]
     cells: dict[tuple, list[dict]] = {}
     for row in rows:
-        cells.setdefault((row["width"], row["epochs"], row["images"], row["recipe"]), []).append(row)
-    for (width, epochs, images, recipe), group in sorted(cells.items(), key=lambda item: item[0][:3]):
+        cells.setdefault((row["width"], row["epochs"], row["data"], row["images"], row["recipe"]), []).append(row)
+    for (width, epochs, data, images, recipe), group in sorted(cells.items(), key=lambda item: item[0][:4]):
 
         def spread(key: str, digits: int = 2, group=group) -> str:
             values = [row[key] for row in group]
@@ -229,15 +230,15 @@ def table(rows: list[dict]) -> str:
             return f"{mean(values):.{digits}f}{sd}"
 
         lines.append(
-            f"| {recipe} | {width}, {epochs}, {images} | {spread('raw')} | {spread('ema')} | {spread('ema_tta')} "
-            f"| {spread('train')} | {spread('lr_max')} | {spread('seconds', 0)} | {len(group)} |"
+            f"| {recipe} | {width}, {epochs}, {images} of {data} | {spread('raw')} | {spread('ema')} "
+            f"| {spread('ema_tta')} | {spread('train')} | {spread('lr_max')} | {spread('seconds', 0)} | {len(group)} |"
         )
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="data/cifar10", help="folder with train/ and test/, or with the archive")
+    parser.add_argument("--data", default="data", help="folder with train/ and test/, or with the archive")
     parser.add_argument("--recipes", nargs="+", default=["recipes"], choices=[*GROUPS, *RECIPES, *ABLATIONS])
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=24)
@@ -251,7 +252,8 @@ def main() -> None:
     rows = Rows(args.out)
     if not args.table:
         train, test = split(args.data, args.held_out)
-        train = train[: args.images]
+        if args.images:  # a folder is in the order of its classes
+            train = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(2))[: args.images]]
         names = [name for group in args.recipes for name in GROUPS.get(group, [group])]
         for seed in range(args.seeds):
             for name in dict.fromkeys(names):
@@ -261,8 +263,8 @@ def main() -> None:
                 if not rows.find(**key):
                     folder = args.work / "-".join(str(value).replace(" ", "_") for value in key.values())
                     print(f"\n{key}", flush=True)
-                    job = Job(train, args.epochs, args.width, seed)
-                    rows.add({**key, **run((RECIPES | ABLATIONS)[name], job, test, folder)})
+                    job = Job(train, args.epochs, args.width, seed, folder)
+                    rows.add({**key, **run((RECIPES | ABLATIONS)[name], job, test)})
     for tested_on in ("test", "held out"):
         if chosen := [row for row in rows.rows if row["tested_on"] == tested_on]:
             print(f"\ntested on: {tested_on}\n\n{table(chosen)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from datetime import date
 from pathlib import Path
 
@@ -30,10 +31,8 @@ def machine() -> dict:
 
 
 def slug() -> str:
-    """The device as part of a file name: "nvidia-h200", "cpu-2"."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name().lower().replace(" ", "-")
-    return f"cpu-{torch.get_num_threads()}"
+    """The device as part of a file name: "nvidia-h200", "cpu-intel-r-xeon-r-processor-2-threads"."""
+    return re.sub(r"[^a-z0-9]+", "-", describe(choose_device()).lower()).strip("-")
 
 
 def write(path: Path, content) -> None:

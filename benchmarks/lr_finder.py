@@ -89,7 +89,7 @@ def network(setting: Setting, seed: int) -> eva.ResNet9:
 
 
 def augment(setting: Setting) -> eva.Augment:
-    return eva.Augment(padding=1, flip=False, cutout=2) if setting.data == "digits" else eva.Augment()
+    return eva.Augment(flip=False) if setting.data == "digits" else eva.Augment()
 
 
 def rates(setting: Setting, seed: int, root: str) -> dict[str, list[float]]:
@@ -148,7 +148,7 @@ def accuracy(setting: Setting, seed: int, lr_min: float, lr_max: float, root: st
         keep_memory()
     epochs = DIGITS_EPOCHS if setting.data == "digits" else EPOCHS
     batches = loader(train, augment(setting), setting.batch, seed=seed, device=device)
-    settings = {"seed": seed, "momentum": 0.9, "weight_decay": 5e-4, "label_smoothing": setting.smoothing, "ema": 0.1}
+    settings = {"seed": seed, "momentum": 0.9, "weight_decay": 5e-4, "label_smoothing": setting.smoothing, "ema": 0.05}
     schedule = eva.OneCycle(epochs, epochs * 5 / 24, lr_min, lr_max)
     trainer = Trainer(network(setting, seed), batches, schedule, settings, precision)
     try:
@@ -235,7 +235,7 @@ def tables(rows: Rows, which: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="data/cifar10", help="folder with train/ and test/, or with the archive")
+    parser.add_argument("--data", default="data", help="folder with train/ and test/, or with the archive")
     parser.add_argument("--jobs", type=int, default=1 if torch.cuda.is_available() else os.cpu_count())
     parser.add_argument("--out", type=Path, default=ASSETS / "lr_finder.json")
     parser.add_argument("--tables", action="store_true", help="print the tables of what is there, run nothing")

@@ -14,6 +14,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else albumentations as
 
 _MODULE_OF = {
     "InputError": "errors",
+    "RunError": "errors",
     "Triangular": "schedule",
     "Triangular2": "schedule",
     "ExpRange": "schedule",

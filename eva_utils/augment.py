@@ -55,7 +55,7 @@ class Augment:
         """Raises InputError unless images of this size can be padded and cut like this."""
         side = min(height, width)
         check("padding", self.padding, self.padding < side, f"below the images' side, {side} pixels")
-        check("cutout", self.cutout, self.cutout <= side, f"at most the images' side, {side} pixels")
+        check("cutout", self.cutout, self.cutout < side, f"below the images' side, {side} pixels")
 
     def draw(self, n: int, height: int, width: int, generator: torch.Generator) -> Draws:
         """Parameters for ``n`` images of ``height`` x ``width`` pixels."""

@@ -140,7 +140,7 @@ class DeviceLoader(_Loader):
         """The images at ``index`` alone, on the device, and their positions there: 0, 1, ..."""
         pixels = self.images.pixels[index]
         if self.device.type == "cuda":
-            pixels = pixels.pin_memory()  # then the copy runs beside the computation
+            pixels = pixels.pin_memory()  # then the CPU need not wait for the copy
         pixels = pixels.to(self.device, non_blocking=True)
         return dataclasses.replace(self.images, pixels=pixels), torch.arange(len(index), device=self.device)
 

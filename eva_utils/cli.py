@@ -25,7 +25,8 @@ examples:
   eva-utils explain runs/cifar10                      draw a finished run's figures again
   eva-utils cycle --out assets                        the zigzag and its relatives
 
-The same train command goes on where it was stopped. Exit status: 0 done, 1 a fault, 2 bad input.
+The same train command goes on where it was stopped. Exit status: 0 done, 1 a fault, 2 bad
+input (or a full disk, or a rate that is too high), 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 
@@ -57,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         "train",
         help="find the rates, train, evaluate, draw",
         description="Find LR_MIN and LR_MAX, train, evaluate, draw the figures. Needs --data and --out; the defaults "
-        "are CIFAR-10's 24 epochs. Everything is written into OUT; the same command goes on where it was stopped.",
+        "are those for CIFAR-10. Everything is written into OUT; the same command goes on where it was stopped.",
         epilog="OUT gets config.json, lr_range.json, lr.csv (every step), history.csv (every epoch), model.pt\n"
         "(averaged weights), checkpoint.pt, figures/ and, when all is done, results.json.",
         formatter_class=raw,
@@ -80,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--cutout", type=int, default=8, help="side of the Cutout hole in pixels, 0 for none (%(default)s)")
     add("--label-smoothing", type=float, default=0.2, help="of the training loss (%(default)s)")
     add("--weight-decay", type=float, default=5e-4, help="of SGD (%(default)s)")
+    add("--ema", type=float, default=0.05, help="how long weights are averaged, as a share of it all (%(default)s)")
     add("--precision", choices=["auto", "bf16", "fp16", "fp32"], default="auto", help="number format (%(default)s)")
     add("--device", help="cpu, cuda, cuda:1, ... (the first GPU, under torchrun each its own; else the CPU)")
     add("--engine", choices=["batch", "albumentations"], default="batch", help="augmentation by batch or by image")

@@ -19,8 +19,9 @@ def check(name: str, value, ok: bool, right: str) -> None:
         raise InputError(f"{name} is {value!r}; it has to be {right}")
 
 
-def check_recipe(momentum: float, weight_decay: float, label_smoothing: float) -> None:
-    """Raises ``InputError`` unless SGD and its loss can use these. (NaN fails every comparison.)"""
+def check_recipe(momentum: float, weight_decay: float, label_smoothing: float, ema: float = 0.5) -> None:
+    """Raises ``InputError`` unless SGD, its loss and the average can use these. (NaN fails every comparison.)"""
     check("momentum", momentum, 0 <= momentum < 1, "0 or more and below 1")
+    check("ema", ema, 0 < ema <= 1, "above 0 and at most 1")
     check("weight_decay", weight_decay, 0 <= weight_decay < float("inf"), "0 or more")
     check("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "0 or more and below 1")

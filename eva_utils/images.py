@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import tarfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,15 @@ class Images:
     def __repr__(self) -> str:
         n, height, width, _ = self.pixels.shape
         return f"Images({self.name}: {n:,} images of {height} x {width}, {len(self.classes)} classes)"
+
+
+def crc32(*splits: Images) -> str:
+    """Checksum of all that a run can see of its data: pixels, labels, channel statistics."""
+    crc = 0
+    for images in splits:
+        for values in (images.pixels, images.labels, torch.tensor([images.mean, images.std])):
+            crc = zlib.crc32(values.cpu().contiguous().numpy(), crc)
+    return f"{crc:08x}"
 
 
 def _pair(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], classes, name):

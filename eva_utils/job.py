@@ -53,7 +53,7 @@ def train(out, **options) -> dict:
 
 def _train(
     out, fresh, data, root, epochs, peak_epoch, batch_size, lr_min, lr_max, width, seed, padding, flip, cutout,
-    label_smoothing, weight_decay, precision, device, engine, workers,
+    label_smoothing, weight_decay, ema, precision, device, engine, workers,
 ) -> dict:  # fmt: skip
     config = {key: value for key, value in locals().items() if key not in ("out", "fresh")}
     if results := on_first(_finished)(out, config, fresh):
@@ -62,7 +62,7 @@ def _train(
     # Everything is checked before any work, and before --fresh takes anything away.
     OneCycle(epochs, peak_epoch, *_placeholders(lr_min, lr_max))
     augment = Augment(padding, flip, cutout)
-    check_recipe(0, weight_decay, label_smoothing)
+    check_recipe(0, weight_decay, label_smoothing, ema)
     check("seed", seed, 0 <= seed < 2**64, "between 0 and 2**64 - 1")
     choose_precision(choose_device(device), precision)
     with one_a_machine_first():  # it may have to download
@@ -88,7 +88,7 @@ def _train(
     for key, value in (("lr_min", lr_min), ("lr_max", lr_max)):
         print(f"{key.upper()} = {value:.4g}: {reasons[key]}")
     schedule = OneCycle(epochs, peak_epoch, lr_min, lr_max)
-    run = fit(model, train_images, test_images, schedule, **shared)
+    run = fit(model, train_images, test_images, schedule, ema=ema, **shared)
     return on_first(_finish)(out, run, rates, reasons, train_images, test_images, augment)
 
 
@@ -152,7 +152,6 @@ def cycle(out, lr_min, lr_max, step_size, cycles) -> None:
 
 def draw(folder: Path, history, steps, rates, train_images, test_images, augment, model, probabilities) -> None:
     """All figures of a run into ``folder``, instead of those that are there."""
-    shutil.rmtree(folder, ignore_errors=True)
     figures = {
         "samples": plots.samples(train_images),
         "augmented": plots.augmented(train_images, augment),
@@ -166,6 +165,7 @@ def draw(folder: Path, history, steps, rates, train_images, test_images, augment
     cams = gradcam(model, mistakes)
     figures |= {"misclassified": plots.misclassified(mistakes), "gradcam": plots.gradcam(cams)}
     figures |= {f"gradcam/{i + 1:02}": plots.gradcam(cams[i : i + 1], side=96) for i in range(len(mistakes))}
+    shutil.rmtree(folder, ignore_errors=True)  # only now, when all of them are drawn
     for name, figure in figures.items():
         plots.save(figure, folder / f"{name}.png")
 

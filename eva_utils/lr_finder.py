@@ -8,6 +8,7 @@ import io
 import json
 import time
 import warnings
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from unittest import mock
@@ -21,7 +22,7 @@ from .batches import loader, seed_for
 from .checkpoint import write_atomically
 from .distributed import on_first
 from .errors import InputError, check_recipe
-from .images import Images
+from .images import Images, crc32
 from .precision import DTYPES, choose_device, choose_precision, keep_memory
 
 LEARNS = 0.2  # LR_MIN: this share of the loss's fall is made, the network has begun to learn
@@ -98,7 +99,8 @@ def find_lr(
     Raises ``InputError`` if the curve is too short, flat, or NaN from the start.
     """
     settings = {
-        "params": sum(p.numel() for p in model.parameters()), "data": train.name, "n_train": len(train),
+        "params": sum(p.numel() for p in model.parameters()), "model_crc32": f"{zlib.crc32(repr(model).encode()):08x}",
+        "data": train.name, "n_train": len(train), "data_crc32": crc32(train),
         "augment": asdict(augment) if isinstance(augment, Augment) else str(augment), "batch_size": batch_size,
         "seed": seed, "lr_start": lr_start, "lr_end": lr_end, "steps": steps, "momentum": momentum,
         "weight_decay": weight_decay, "label_smoothing": label_smoothing, "engine": engine,

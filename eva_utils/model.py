@@ -39,13 +39,13 @@ class Scale(nn.Module):
 
     def __init__(self, factor: float) -> None:
         super().__init__()
-        self.factor = factor
+        self.register_buffer("factor", torch.tensor(factor))  # part of the state, so that saved weights bring it along
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * self.factor
 
     def extra_repr(self) -> str:
-        return f"{self.factor:g}"
+        return "" if self.factor.is_meta else f"{self.factor:g}"
 
 
 class ResNet9(nn.Sequential):

@@ -88,7 +88,7 @@ def keep_memory() -> None:
     m_trim_threshold, m_mmap_threshold = -1, -3  # from malloc.h
     try:
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(m_mmap_threshold, 1 << 30)
+        libc.mallopt(m_mmap_threshold, 1 << 30) or libc.mallopt(m_mmap_threshold, 1 << 25)  # the most of old versions
         libc.mallopt(m_trim_threshold, -1)  # never
     except (OSError, AttributeError):
         pass  # no glibc: nothing to gain here
@@ -98,7 +98,7 @@ def environment(flop: float = 2.73e15) -> None:
     """Print versions, device and number format, and about how long ``flop`` floating-point operations take in training.
 
     The default are the 24 epochs on CIFAR-10's 50,000 images at width 64. The estimate assumes two fifths of the speed
-    of a large matrix product, measured here and now, so it is one of size, not of minutes.
+    of a large matrix product, measured here and now, so it gives an order of magnitude, not minutes.
     """
     import torchvision
 

@@ -19,7 +19,10 @@ from .train import Run
 
 
 def load_model(run: str | Path) -> ResNet9:
-    """The network of a finished run with its averaged weights, in eval mode, on the CPU."""
+    """The ``ResNet9`` of a finished run with its averaged weights, in eval mode, on the CPU.
+
+    Raises ``InputError`` if there is none; for another network, load ``model.pt`` with ``torch.load`` yourself.
+    """
     file = Path(run) / "model.pt"
     if not file.is_file():
         raise InputError(f"{str(file)!r} is not there; it is written at the end of a run")
@@ -64,8 +67,9 @@ def _results(run: Run, rates: LRRange | None, reasons: dict, test_images: Images
     precision = run.precision
     finder = rates.seconds if rates else 0.0
     return {
-        **{key: settings[key] for key in ("data", "n_train", "n_test", "seed", "epochs", "peak_epoch", "batch_size")},
-        **{key: settings[key] for key in ("lr_min", "lr_max")},
+        **{key: settings[key] for key in ("data", "n_train", "n_test", "seed", "epochs", "batch_size", "ema")},
+        # None for a policy that has no such number.
+        **{key: settings.get(key) for key in ("peak_epoch", "lr_min", "lr_max")},
         "lr_reasons": reasons,
         "params": settings["params"],
         "test_accuracy": last["test_accuracy"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +14,9 @@ from . import checkpoint as checkpoints
 from . import distributed
 from .augment import Augment
 from .batches import loader, to_device
-from .errors import InputError, check, check_recipe
+from .errors import InputError, check_recipe
 from .evaluation import predict
-from .images import Images
+from .images import Images, crc32
 from .precision import choose_device, choose_precision, describe, keep_memory
 from .trainer import Trainer
 
@@ -68,7 +67,7 @@ def fit(
     """Train ``model`` with SGD and Nesterov momentum; the rate follows ``schedule`` step by step.
 
     model: any module that gives logits (n, classes) for (n, 3, h, w); it is trained in place.
-    schedule: a policy with ``epochs``, such as ``OneCycle``; called with the epoch (a float) before every step.
+    schedule: a dataclass with ``epochs``, such as ``OneCycle``; called with the epoch (a float) before every step.
     augment, batch_size, engine, workers: see ``batches.loader``. All of an epoch's randomness is a function of
         ``seed`` and the epoch.
     ema: time constant of the weights' exponential moving average, as a share of the whole training. The average is
@@ -85,8 +84,7 @@ def fit(
     Raises ``InputError`` for arguments that do not fit together, for a checkpoint that is damaged or belongs to another
     configuration, and if the loss stops being finite (the last checkpoint is kept).
     """
-    check_recipe(momentum, weight_decay, label_smoothing)
-    check("ema", ema, 0 < ema <= 1, "above 0 and at most 1")
+    check_recipe(momentum, weight_decay, label_smoothing, ema)
     device = choose_device(device)
     precision = choose_precision(device, precision)
     if device.type == "cpu":
@@ -96,13 +94,15 @@ def fit(
     if train.classes != test.classes or train.pixels.shape[1:] != test.pixels.shape[1:]:
         raise InputError(f"train and test do not belong together: {train!r} and {test!r}")
     epochs = getattr(schedule, "epochs", None)
-    if epochs is None or epochs != int(epochs):
-        raise InputError(f"schedule is {schedule!r}; it has to have a whole number of epochs, like OneCycle")
+    if epochs is None or epochs != int(epochs) or not dataclasses.is_dataclass(schedule):
+        raise InputError(
+            f"schedule is {schedule!r}; it has to be a dataclass with a whole number of epochs, like OneCycle"
+        )
     settings = {
         "data": train.name,
         "n_train": len(train),
         "n_test": len(test),
-        "data_crc32": _crc32(train, test),
+        "data_crc32": crc32(train, test),
         "params": sum(p.numel() for p in model.parameters()),
         "policy": type(schedule).__name__,
         **dataclasses.asdict(schedule),
@@ -120,15 +120,6 @@ def fit(
         if checkpoint is not None:
             distributed.on_first(held.enter_context)(checkpoints.exclusive(Path(checkpoint)))
         return _fit(model, train, test, schedule, settings, batches, precision, checkpoint, fresh)
-
-
-def _crc32(*splits: Images) -> str:
-    """Of all that a run can see of its data: pixels, labels, channel statistics."""
-    crc = 0
-    for images in splits:
-        for values in (images.pixels, images.labels, torch.tensor([images.mean, images.std])):
-            crc = zlib.crc32(values.cpu().contiguous().numpy(), crc)
-    return f"{crc:08x}"
 
 
 def _fit(model, train, test, schedule, settings, batches, precision, checkpoint, fresh) -> Run:

@@ -57,7 +57,7 @@ class Trainer:
         lines = [progress.line(row, self.epochs) for row in self.history]
         print(f"{describe(self.device)}, {self.precision}", progress.HEADER, *lines, sep="\n", flush=True)
         first = None if self.epoch else copy.deepcopy(self.model.state_dict())
-        saved = self.epoch  # this many epochs are in the file
+        saved = self.epoch
         while self.epoch < self.epochs:
             try:
                 self._epoch(test)

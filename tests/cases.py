@@ -306,7 +306,7 @@ CASES = {
         Case("no batch", "", flags("--batch-size", 0)),
         Case("negative padding", "", flags("--padding", -1)),
         Case("padding as wide as the image", "", flags("--padding", 8)),
-        Case("a hole larger than the image", "", flags("--cutout", 9)),
+        Case("a hole that covers the image", "", flags("--cutout", 8)),
         Case("no width", "", flags("--width", 0)),
         Case("a seed below 0", "", flags("--seed", -1)),
         Case("label smoothing of 1", "", flags("--label-smoothing", 1)),

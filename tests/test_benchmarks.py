@@ -121,7 +121,7 @@ def test_recipes_run_and_are_not_run_again(photos, tmp_path):
     assert "going on" not in first
     again = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert "images/s" not in again
-    assert "| solution-a | 4, 2, 600 |" in again
+    assert "| solution-a | 4, 2, 600 of photos |" in again
 
 
 def test_what_is_still_to_be_run(tmp_path):

@@ -50,8 +50,8 @@ def test_super_convergence_quickly_and_again(tmp_path):
     printed = run_all("SuperConvergence", tmp_path / "notebooks", QUICK=True, RUN="runs/q", ASSETS="assets/q")
     assert "going on" not in printed
     names = "samples augmented lr_finder schedule lr_schedule history confusion misclassified gradcam"
-    assert figures(tmp_path / "assets" / "q") == set(names.split())
-    assert {p.name for p in (tmp_path / "runs" / "q").iterdir()} >= {
+    assert figures(tmp_path / "assets" / "q-quick") == set(names.split())
+    assert {p.name for p in (tmp_path / "runs" / "q-quick").iterdir()} >= {
         "results.json",
         "model.pt",
         "lr.csv",
@@ -62,7 +62,7 @@ def test_super_convergence_quickly_and_again(tmp_path):
     printed = run_all("SuperConvergence", tmp_path / "notebooks", QUICK=True, RUN="runs/q", ASSETS="assets/q")
     assert "range test done before" in printed
     assert "finished, nothing to compute" in printed
-    assert figures(tmp_path / "assets" / "q") == set(names.split())
+    assert figures(tmp_path / "assets" / "q-quick") == set(names.split())
 
 
 def python_without_the_package(folder: Path) -> Path:
@@ -112,7 +112,7 @@ def test_in_a_fresh_colab(tmp_path, monkeypatch):
         "SuperConvergence", content, "colab", source, QUICK=True, RUN="drive/MyDrive/q", ASSETS="assets/q"
     )
     assert "Runtime > Change runtime type" in printed
-    assert (content / "drive" / "MyDrive" / "q" / "results.json").is_file()
+    assert (content / "drive" / "MyDrive" / "q-quick" / "results.json").is_file()
     after = {row["name"]: row["version"] for row in json.loads(subprocess.check_output(freeze))}
     assert after.pop("eva_utils")
     assert after == before

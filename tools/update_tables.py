@@ -43,7 +43,7 @@ def results() -> str:
             f"**{r['test_accuracy_ema']:.2f}**",
             f"{r['test_accuracy_ema_tta']:.2f}",
             f"{r['train_accuracy']:.2f}",
-            f"{r['seconds_total'] / 60:.0f} min, {r['images_per_second']:,.0f} images/s",
+            f"{r['seconds_total'] / 60:.0f} min in all, training at {r['images_per_second']:,.0f} images/s",
             where(r),
             f"[1, seed {r['seed']}](assets/runs/{file.parent.name})",
         ])  # fmt: skip
@@ -84,19 +84,25 @@ def speed_table(measured: dict) -> str:
     for name, values in measured["measurements"].items():
         key, unit, digits = ("tflops", "TFLOP/s", 2) if "tflops" in values else ("images_per_second", "images/s", 0)
         memory = values.get("gpu_gb", values.get("process_gb"))
-        rows.append([name, f"{cell(values[key], digits)} {unit}", f"{memory['median']:.1f} GB" if memory else ""])
+        start = values.get("warm_up_seconds", values.get("first_batch_seconds"))
+        rows.append([
+            name,
+            f"{cell(values[key], digits)} {unit}",
+            f"{max(0, start['max']):.1f} s" if start else "",
+            f"{memory['median']:.1f} GB" if memory else "",
+        ])  # fmt: skip
     ratios = measured["ratios"]
     shares = ", ".join(f"{share:.0%} in {p}" for p, share in ratios["share of the matrix product's rate"].items())
     lines = [
         f"- whole epoch, `fit` over the usual pipeline: {ratios['whole epoch, eva_utils over usual']:.1f} times",
-        f"- training step alone: {ratios['training step, eva_utils over usual']:.1f} times; "
+        f"- training step (the usual one without its data): {ratios['training step, eva_utils over usual']:.1f} times; "
         f"with `torch.compile` {ratios['compiled over not']:.2f} times that",
         f"- share of the rate of a large matrix product while training: {shares}",
         f"- batch engine over albumentations, per core: {ratios['batch engine over albumentations, per core']:.1f} "
-        f"times; {ratios['data' + chr(39) + 's share of the step']:.1%} of a step",
+        f"times; on one core at most {ratios['data' + chr(39) + 's share of the step']:.1%} of a step",
     ]
     title = f"{where(measured)}; n = {measured['rounds']} rounds, median (smallest to largest):"
-    table = markdown(["what", "speed", "peak memory"], rows)
+    table = markdown(["what", "speed", "start, at most", "peak memory"], rows)
     return f"{title}\n\n" + "\n".join(lines) + f"\n\n{table}"
 
 
@@ -159,7 +165,7 @@ def accuracy() -> str:
     return accuracy_table(read(file)) if file.is_file() else NOTHING
 
 
-TABLES = {"results": results, "scaling": scaling, "speed": speed, "faster": faster, "scale": scale, "accuracy": accuracy}
+TABLES = {function.__name__: function for function in (results, scaling, speed, faster, scale, accuracy)}
 MARKERS = re.compile(r"(<!-- (\w+): written by.*?-->\n)(.*?)(<!-- end of \2 -->)", re.DOTALL)
 
 
