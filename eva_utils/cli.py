@@ -10,6 +10,8 @@ import json
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from . import __version__
@@ -142,18 +144,42 @@ def _read_config(file: Path, known: dict[str, argparse.Action]) -> dict:
     return config
 
 
-def _terminate(signum, frame):
-    raise KeyboardInterrupt("terminated")
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise KeyboardInterrupt(signum): a run ends in words, with its last epoch kept."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum, frame) -> None:
+        # Python drops an exception that meets it in a callback, while it forks a worker say; so ask again.
+        if hasattr(signal, "setitimer"):
+            signal.signal(signal.SIGALRM, lambda *_: stop(signum, None))
+            signal.setitimer(signal.ITIMER_REAL, 10)
+        raise KeyboardInterrupt(signum)
+
+    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for signum, handler in before.items():
+            if signal.getsignal(signum) is stop:  # not if something in between had a reason of its own
+                signal.signal(signum, handler)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's); returns the exit status."""
+    with _stoppable():
+        return _main(argv)
+
+
+def _main(argv: list[str] | None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names that a terminal's encoding lacks
     try:
         args = _configured(_parser(), argv)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _terminate)  # ends like Ctrl-C: in words, with the last epoch kept
         from . import job
 
         options = vars(args)
@@ -169,7 +195,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as stop:
         print("\neva-utils: stopped; the same command goes on from what is done", file=sys.stderr)
-        return 143 if stop.args == ("terminated",) else 130
+        return 128 + (stop.args or (signal.SIGINT,))[0]
     except (MemoryError, RuntimeError) as error:  # torch's own, of a GPU and of a CPU
         words = ("out of memory", "can't allocate memory", "not enough memory")
         if not isinstance(error, MemoryError) and not any(these in str(error) for these in words):

@@ -94,7 +94,7 @@ def by_hand(augment: Augment, images: Images, index: torch.Tensor, draws: Draws)
 def cases(draw) -> tuple[Augment, int, int]:
     height, width = draw(st.integers(2, 12)), draw(st.integers(2, 12))
     side = min(height, width)
-    return Augment(draw(st.integers(0, side - 1)), draw(st.booleans()), draw(st.integers(0, side))), height, width
+    return Augment(draw(st.integers(0, side - 1)), draw(st.booleans()), draw(st.integers(0, side - 1))), height, width
 
 
 @settings(deadline=None)  # a busy machine is no failure

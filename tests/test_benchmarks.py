@@ -23,7 +23,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
     """600 training and 20 test images of 32 x 32 in two classes: enough for one batch of 512."""
-    folder = tmp_path_factory.mktemp("photos")
+    folder = tmp_path_factory.mktemp("data") / "photos"
     generator = np.random.default_rng(0)
     for split, n in (("train", 300), ("test", 10)):
         for name, bright in (("dark", 0), ("light", 120)):

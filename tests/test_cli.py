@@ -32,7 +32,7 @@ KEYS = {
 FLAGS = [
     "--data", "--out", "--root", "--config", "--fresh", "--epochs", "--peak-epoch", "--batch-size", "--lr-min",
     "--lr-max", "--width", "--seed", "--padding", "--flip", "--no-flip", "--cutout", "--label-smoothing",
-    "--weight-decay", "--precision", "--device", "--engine", "--workers",
+    "--weight-decay", "--ema", "--precision", "--device", "--engine", "--workers",
 ]  # fmt: skip
 STEPS = 12  # an epoch: 1,437 images in batches of 128
 

@@ -71,7 +71,7 @@ def reached(*args, **options):
 def refused_or_reached(*argv) -> None:
     """No other exception than ``Reached`` gets through, and a refusal has status 2 and words."""
     try:
-        with mock.patch.object(Trainer, "run", reached), mock.patch.object(lr_finder, "_range_test", reached):
+        with mock.patch.object(Trainer, "run", reached), mock.patch.object(lr_finder, "range_test", reached):
             status, printed = run(*argv)
     except Reached:
         return

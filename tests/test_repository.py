@@ -136,7 +136,7 @@ def test_the_calculation_about_torchrun():
         assert cells[1:] == [f"{bandwidth:,} MB/s", f"{1e3 * cost:,.0f} ms", f"{float(f'{rate:.2g}'):,.0f}"]
 
 
-@pytest.mark.parametrize("page", [*PAGES, "docs/messages.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text(encoding="utf8"))
     assert len(links) > (10 if page == "README.md" else 0)
