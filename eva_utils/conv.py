@@ -8,15 +8,15 @@ from torch.autograd.function import once_differentiable
 
 from .precision import has_amx
 
-SMALL = 16  # pixels of a feature map up to which the matrix products win, measured on AMX: 2.3 times faster at 4 x 4
-CHANNELS = 256  # and with this many channels on both sides; below, the two ways are equally fast
+SMALL = 16  # pixels of a feature map up to which the matrix products win, as tried on AMX
+CHANNELS = 256  # and with this many channels on both sides; below, they win nothing
 
 
 class Conv3x3(nn.Conv2d):
     """Conv2d(inputs, outputs, 3, padding=1, bias=False): (n, inputs, h, w) -> (n, outputs, h, w).
 
     In bfloat16 on a CPU with AMX, a small map with many channels goes through large matrix products instead of oneDNN's
-    convolution, whose gradient for the weights reaches an eighth of the machine's speed there. Both sum in float32 and
+    convolution, whose gradient for the weights is slow there. Both sum in float32 and
     differ by the rounding of the last bit. Everywhere else this is ``nn.Conv2d``.
     """
 

@@ -82,7 +82,7 @@ def keep_memory() -> None:
     """Let this process keep freed memory for the next step instead of giving it back to the system (glibc only).
 
     A training step on a CPU frees and asks again for hundreds of megabytes; each time, the system hands out pages that
-    it zeroes first, which is a fifth of the step. With these thresholds the process grows for some steps, to about
+    it zeroes first. With these thresholds the process grows for some steps, to about
     2.5 GB at full width, and then stays as it is. torch's THP_MEM_ALLOC_ENABLE, huge pages, adds nothing but memory.
     """
     m_trim_threshold, m_mmap_threshold = -1, -3  # from malloc.h
