@@ -27,7 +27,7 @@ import torch
 import eva_utils as eva
 from common import ASSETS, Rows, machine
 from eva_utils.batches import loader
-from eva_utils.lr_finder import range_test
+from eva_utils.lr_finder import choose_rates, range_test
 from eva_utils.precision import choose_device, choose_precision, keep_memory
 from eva_utils.trainer import Trainer
 
@@ -35,6 +35,12 @@ GRID = [0.0125 * 2**k for k in range(9)]  # 0.0125 .. 3.2
 RATIO = 20  # LR_MAX over LR_MIN on the grid, and for the rules that say nothing of LR_MIN
 RATIOS = [5, 10, 20, 40, 100]  # of the study of LR_MIN
 SEEDS = range(3)
+# Ours, torch-lr-finder's own defaults, and fastai's (its smoothing, like torch-lr-finder's, is part of the rule).
+TESTS = {
+    "eva_utils": {"lr_start": 1e-3, "lr_end": 10.0, "steps": 90},
+    "torch-lr-finder": {"lr_start": 1e-4, "lr_end": 10.0, "steps": 100},
+    "fastai": {"lr_start": 1e-7, "lr_end": 10.0, "steps": 100},
+}
 RULES = ("eva_utils", "lowest", "steepest", "valley")
 TRAIN, HELD_OUT, EPOCHS = 10_000, 5_000, 5  # CIFAR-10
 DIGITS_HELD_OUT, DIGITS_EPOCHS = 300, 20
@@ -92,24 +98,29 @@ def augment(setting: Setting) -> eva.Augment:
     return eva.Augment(flip=False) if setting.data == "digits" else eva.Augment()
 
 
-def rates(setting: Setting, seed: int, root: str) -> dict[str, list[float]]:
-    """[lr_min, lr_max] of each rule."""
+def curves(setting: Setting, seed: int, root: str) -> dict[str, dict[str, list[float]]]:
+    """The range tests that the rules are read off: rates and losses, five digits of each."""
     train, _ = images(setting.data, root)
     model = network(setting, seed)
-    options = {"label_smoothing": setting.smoothing}
-    shared = {"augment": augment(setting), "batch_size": setting.batch, "seed": seed}
-    ours = eva.find_lr(model, train, **shared, **options)
-    # torch-lr-finder's own defaults: 100 steps, smoothing 0.05, and what its plot suggests.
-    batches = loader(train, **shared, device=choose_device())
-    lr, loss = range_test(model, batches, lr_start=1e-4, lr_end=10, steps=100, **options)
+    batches = loader(train, augment(setting), setting.batch, seed=seed, device=choose_device())
+    out = {}
+    for name, test in TESTS.items():
+        lr, loss = range_test(model, batches, **test, label_smoothing=setting.smoothing)
+        out[name] = {"lr": [float(f"{x:.5g}") for x in lr], "loss": [float(f"{x:.5g}") for x in loss]}
+    return out
+
+
+def rates(curves: dict[str, dict[str, list[float]]]) -> dict[str, tuple[float, float]]:
+    """(lr_min, lr_max) of each rule."""
+    lr, loss = (np.array(values) for values in curves["eva_utils"].values())
+    ours = tuple(choose_rates(lr, loss)[:2])
+    lr, loss = (np.array(values) for values in curves["torch-lr-finder"].values())
     smooth = exponential(loss, 0.05)
     inner = slice(10, -5)
     found = {"lowest": lr[np.nanargmin(smooth)], "steepest": lr[inner][np.gradient(smooth[inner]).argmin()]}
-    # fastai's: from 1e-7, smoothing 0.98 with the start corrected.
-    lr, loss = range_test(model, batches, lr_start=1e-7, lr_end=10, steps=100, **options)
+    lr, loss = (np.array(values) for values in curves["fastai"].values())
     found["valley"] = lr[10:-5][valley(corrected(loss, 0.98)[10:-5])]
-    pairs = {rule: [float(rate) / RATIO, float(rate)] for rule, rate in found.items()}
-    return {"eva_utils": [ours.lr_min, ours.lr_max], **pairs}
+    return {"eva_utils": ours, **{rule: (float(rate) / RATIO, float(rate)) for rule, rate in found.items()}}
 
 
 def exponential(loss: np.ndarray, new: float) -> np.ndarray:
@@ -161,12 +172,18 @@ def accuracy(setting: Setting, seed: int, lr_min: float, lr_max: float, root: st
 
 
 def task(setting: Setting, seed: int, root: str, pair: tuple[float, float] | None) -> dict:
-    """One row: the rules' rates, or the accuracy with the rates ``pair``."""
+    """One row: the curves of the range tests, or the accuracy with the rates ``pair``."""
     key = {**asdict(setting), "seed": seed}
     with contextlib.redirect_stdout(io.StringIO()):
         if pair is None:
-            return {**key, "rates": rates(setting, seed, root)}
+            return {**key, "curves": curves(setting, seed, root)}
         return {**key, "lr_min": pair[0], "lr_max": pair[1], **accuracy(setting, seed, *pair, root)}
+
+
+def found_rates(rows: Rows, setting: Setting, seed: int) -> dict[str, tuple[float, float]] | None:
+    key = {**asdict(setting), "seed": seed}
+    row = next((row for row in rows.rows if "curves" in row and key.items() <= row.items()), None)
+    return None if row is None else rates(row["curves"])
 
 
 def wanted(rows: Rows) -> list[tuple[Setting, int, tuple[float, float] | None]]:
@@ -175,11 +192,11 @@ def wanted(rows: Rows) -> list[tuple[Setting, int, tuple[float, float] | None]]:
     for setting in SETTINGS:
         for seed in SEEDS:
             key = {**asdict(setting), "seed": seed}
-            found = next((row["rates"] for row in rows.rows if "rates" in row and key.items() <= row.items()), None)
+            found = found_rates(rows, setting, seed)
             if found is None:
                 todo.append((setting, seed, None))
                 continue
-            pairs = [(rate / RATIO, rate) for rate in GRID] + [tuple(pair) for pair in found.values()]
+            pairs = [(rate / RATIO, rate) for rate in GRID] + list(found.values())
             if setting in LR_MIN_SETTINGS:
                 pairs += [(found["eva_utils"][1] / ratio, found["eva_utils"][1]) for ratio in RATIOS]
             todo += [(setting, seed, p) for p in pairs if not rows.find(**key, lr_min=p[0], lr_max=p[1])]
@@ -190,12 +207,13 @@ def run(rows: Rows, jobs: int, root: str) -> None:
     # One process a core with one thread each: several times faster than threads that wait for each other.
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for kind in ("rates", "runs"):  # the second list depends on the rates found by the first
-            todo = [t for t in wanted(rows) if (t[2] is None) == (kind == "rates")]
+        for kind in ("curves", "runs"):  # the second list depends on what was read off the first
+            todo = [t for t in wanted(rows) if (t[2] is None) == (kind == "curves")]
             futures = [pool.submit(task, setting, seed, root, pair) for setting, seed, pair in todo]
             for i, future in enumerate(as_completed(futures)):
                 row = rows.add(future.result())
-                print(f"{kind} {i + 1}/{len(todo)}  {row}", flush=True)
+                shown = {key: value for key, value in row.items() if key != "curves"}
+                print(f"{kind} {i + 1}/{len(todo)}  {shown}", flush=True)
 
 
 def tables(rows: Rows, which: str) -> str:
@@ -211,8 +229,7 @@ def tables(rows: Rows, which: str) -> str:
     for setting in complete:
         grid = {rate: mean(score(setting, seed, (rate / RATIO, rate)) for seed in SEEDS) for rate in GRID}
         best = max(grid, key=grid.get)
-        found = [next(r["rates"] for r in rows.rows if "rates" in r and {**asdict(setting), "seed": s}.items()
-                      <= r.items()) for s in SEEDS]  # fmt: skip
+        found = [found_rates(rows, setting, seed) for seed in SEEDS]
         for rule in RULES:
             got = mean(score(setting, seed, found[seed][rule]) for seed in SEEDS)
             regrets[rule].append(grid[best] - got)
@@ -225,8 +242,7 @@ def tables(rows: Rows, which: str) -> str:
     lines += ["", "| setting, at the LR_MAX found | " + " | ".join(f"/{r}" for r in RATIOS) + " | LR_MIN found |"]
     lines += ["|---|" + "---|" * (len(RATIOS) + 1)]
     for setting in (s for s in LR_MIN_SETTINGS if s in complete):
-        pairs = [next(r["rates"]["eva_utils"] for r in rows.rows if "rates" in r and
-                      {**asdict(setting), "seed": s}.items() <= r.items()) for s in SEEDS]  # fmt: skip
+        pairs = [found_rates(rows, setting, seed)["eva_utils"] for seed in SEEDS]
         cells = [mean(score(setting, s, (pairs[s][1] / ratio, pairs[s][1])) for s in SEEDS) for ratio in RATIOS]
         cells.append(mean(score(setting, s, pairs[s]) for s in SEEDS))
         lines.append(f"| {setting} | " + " | ".join(f"{cell:.1f}" for cell in cells) + " |")

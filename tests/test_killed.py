@@ -218,3 +218,30 @@ def test_a_stop_from_outside_tells_how_to_go_on(sent, status, workers, photos, t
     assert len(checkpoint.load(tmp_path / "checkpoint.pt")["history"]) == int(told[2])
     assert "Traceback" not in out + err
     assert sorted(os.listdir(tmp_path)) == [".lock", "checkpoint.pt", "config.json"]
+
+
+def test_a_stop_that_python_drops_is_asked_for_again(photos, tmp_path):
+    """Python ignores what a callback of os.fork raises, and a DataLoader forks its workers every epoch."""
+    script = """
+import os, signal, sys
+from eva_utils import cli
+
+forks = iter(range(1000))
+
+def before():
+    if next(forks) == 4:
+        signal.raise_signal(signal.SIGINT)
+
+os.register_at_fork(before=before)
+sys.exit(cli.main(sys.argv[1:]))
+"""
+    rest = ["--epochs", "9999", "--lr-min", "0.01", "--lr-max", "0.02", "--engine", "albumentations", "--workers", "2"]
+    ended = subprocess.run(
+        [sys.executable, "-c", script, *command(photos, tmp_path, *rest)],
+        capture_output=True, text=True, env=ENVIRONMENT, timeout=60,
+    )  # fmt: skip
+    assert "Exception ignored" in ended.stderr  # it was dropped
+    assert ended.returncode == 130, ended.stderr
+    told = re.search(r"stopped in epoch (\d+) of 9999; the same call goes on after epoch (\d+)", ended.stdout)
+    assert told, ended.stdout
+    assert len(checkpoint.load(tmp_path / "checkpoint.pt")["history"]) == int(told[2])
