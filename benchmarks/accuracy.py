@@ -23,7 +23,7 @@ from unittest import mock
 import torch
 
 import eva_utils as eva
-from common import ASSETS, Rows, machine
+from common import ASSETS, NAMES, Rows, machine, markdown, where
 from eva_utils.model import Residual
 from eva_utils.trainer import Trainer
 
@@ -214,26 +214,45 @@ def run(recipe: Callable, job: Job, test: eva.Images) -> dict:
 
 
 def table(rows: list[dict]) -> str:
-    """Mean and standard deviation over the seeds, a line for each recipe and size, in Markdown."""
-    lines = [
-        "| recipe | width, epochs, images | raw | EMA | EMA + TTA | train | LR_MAX | seconds | n |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    cells: dict[tuple, list[dict]] = {}
-    for row in rows:
-        cells.setdefault((row["width"], row["epochs"], row["data"], row["images"], row["recipe"]), []).append(row)
-    for (width, epochs, data, images, recipe), group in sorted(cells.items(), key=lambda item: item[0][:4]):
+    """A line for each recipe and size: mean and standard deviation over the seeds, in Markdown."""
+    head = ["recipe", "network, training", "raw", "EMA", "EMA + TTA", "train", "LR_MAX", "hours", "device", "n"]
+    lines = []
+    for (width, epochs, data, images, name), group in _groups(rows).items():
+        size = f"width {-width}, {-epochs} epochs, {images:,} of {NAMES.get(data, data)}"
+        values = [spread([row[key] for row in group]) for key in ("raw", "ema", "ema_tta", "train")]
+        rates = spread([row["lr_max"] for row in group]), spread([row["seconds"] / 3600 for row in group])
+        lines.append([name, size, *values, *rates, where(group[0]), str(len(group))])
+    return markdown(head, lines)
 
-        def spread(key: str, digits: int = 2, group=group) -> str:
-            values = [row[key] for row in group]
-            sd = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-            return f"{mean(values):.{digits}f}{sd}"
 
-        lines.append(
-            f"| {recipe} | {width}, {epochs}, {images} of {data} | {spread('raw')} | {spread('ema')} "
-            f"| {spread('ema_tta')} | {spread('train')} | {spread('lr_max')} | {spread('seconds', 0)} | {len(group)} |"
-        )
-    return "\n".join(lines)
+def ablation(rows: list[dict]) -> str:
+    """What each ingredient is worth: the difference to ``ours`` and its standard error, in Markdown."""
+    head = ["", "network, training", "raw", "EMA", "raw, less than ours", "EMA, less than ours", "n"]
+    lines, groups = [], _groups(rows)
+    for (*size, name), group in groups.items():
+        whole = groups[(*size, "ours")]
+        width, epochs, data, images = size
+        cells = [name, f"width {-width}, {-epochs} epochs, {images:,} of {NAMES.get(data, data)}"]
+        cells += [spread([row[key] for row in group]) for key in ("raw", "ema")]
+        for key in ("raw", "ema"):
+            parts = [[row[key] for row in rows] for rows in (whole, group)]
+            error = math.hypot(*(stdev(part) / len(part) ** 0.5 if len(part) > 1 else math.nan for part in parts))
+            cells.append("" if name == "ours" else f"{mean(parts[0]) - mean(parts[1]):.2f} ± {error:.2f}")
+        lines.append([*cells, str(len(group))])
+    return markdown(head, lines)
+
+
+def _groups(rows: list[dict]) -> dict[tuple, list[dict]]:
+    """The runs that differ in their seed alone, large networks and long trainings first."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in sorted(rows, key=lambda row: (-row["width"], -row["epochs"])):
+        key = -row["width"], -row["epochs"], row["data"], row["images"], row["recipe"]
+        groups.setdefault(key, []).append(row)
+    return groups
+
+
+def spread(values: list[float]) -> str:
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def main() -> None:

@@ -15,6 +15,8 @@ from eva_utils.checkpoint import write_atomically
 from eva_utils.precision import choose_device, choose_precision, describe
 
 ASSETS = Path(__file__).parent.parent / "assets/benchmarks"
+# What the data is called in words; a run knows only its folder's name.
+NAMES = {"cifar10-jpeg": "CIFAR-10 (JPEG q75)", "cifar10": "CIFAR-10"}
 
 
 def machine() -> dict:
@@ -35,6 +37,17 @@ def slug() -> str:
     return re.sub(r"[^a-z0-9]+", "-", describe(choose_device()).lower()).strip("-")
 
 
+def where(measured: dict) -> str:
+    """What of ``machine`` a table shows."""
+    return f"{measured['device'].removeprefix('CPU: ')}, {measured['precision']}, torch {measured['torch']}"
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A table."""
+    lines = [" | ".join(cells) for cells in (head, *rows)]
+    return "\n".join([f"| {lines[0]} |", "|---" * len(head) + "|", *(f"| {line} |" for line in lines[1:])]) + "\n"
+
+
 def write(path: Path, content) -> None:
     write_atomically(path, lambda part: part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf8"))
     print(f"wrote {path}")
@@ -51,7 +64,7 @@ class Rows:
         return next((row for row in self.rows if all(row.get(k) == v for k, v in key.items())), None)
 
     def add(self, row: dict) -> dict:
-        self.rows.append(row)
+        self.rows = [*Rows(self.path).rows, row]  # read again: another process may have added some
         text = "[\n" + ",\n".join(json.dumps(row) for row in self.rows) + "\n]\n"
         write_atomically(self.path, lambda part: part.write_text(text, encoding="utf8"))
         return row

@@ -25,9 +25,11 @@ import numpy as np
 import torch
 
 import eva_utils as eva
-from common import ASSETS, Rows, machine
+from common import ASSETS, Rows, machine, markdown
+from eva_utils import plots
 from eva_utils.batches import loader
 from eva_utils.lr_finder import choose_rates, range_test
+from eva_utils.plots._base import COLORS, Picture, styled
 from eva_utils.precision import choose_device, choose_precision, keep_memory
 from eva_utils.trainer import Trainer
 
@@ -176,7 +178,7 @@ def task(setting: Setting, seed: int, root: str, pair: tuple[float, float] | Non
     key = {**asdict(setting), "seed": seed}
     with contextlib.redirect_stdout(io.StringIO()):
         if pair is None:
-            return {**key, "curves": curves(setting, seed, root)}
+            return {**key, **machine(), "curves": curves(setting, seed, root)}
         return {**key, "lr_min": pair[0], "lr_max": pair[1], **accuracy(setting, seed, *pair, root)}
 
 
@@ -216,37 +218,79 @@ def run(rows: Rows, jobs: int, root: str) -> None:
                 print(f"{kind} {i + 1}/{len(todo)}  {shown}", flush=True)
 
 
-def tables(rows: Rows, which: str) -> str:
-    """Regret of each rule, and accuracy against LR_MIN, in Markdown; ``which`` accuracy: "raw" or "ema"."""
+def complete(rows: Rows) -> list[Setting]:
+    """The settings of which every run is there."""
+    todo = {setting for setting, _, _ in wanted(rows)}
+    return [setting for setting in SETTINGS if setting not in todo]
 
-    def score(setting: Setting, seed: int, pair) -> float:
-        return rows.find(**asdict(setting), seed=seed, lr_min=pair[0], lr_max=pair[1])[which]
 
-    lines = ["| setting | best LR_MAX | accuracy | " + " | ".join(RULES) + " | LR_MAX found |"]
-    lines += ["|---|---|---|" + "---|" * (len(RULES) + 1)]
-    regrets: dict[str, list[float]] = {rule: [] for rule in RULES}
-    complete = [s for s in SETTINGS if not any(setting == s for setting, _, _ in wanted(rows))]
-    for setting in complete:
-        grid = {rate: mean(score(setting, seed, (rate / RATIO, rate)) for seed in SEEDS) for rate in GRID}
+def score(rows: Rows, setting: Setting, pairs: dict[int, tuple[float, float]], which: str = "raw") -> float:
+    """Mean held-out accuracy with seed -> (lr_min, lr_max); ``which``: "raw" or "ema"."""
+    key = asdict(setting)
+    return mean(
+        rows.find(**key, seed=seed, lr_min=lr_min, lr_max=lr_max)[which] for seed, (lr_min, lr_max) in pairs.items()
+    )
+
+
+def on_grid(rows: Rows, setting: Setting, which: str = "raw") -> dict[float, float]:
+    """LR_MAX -> mean accuracy."""
+    return {rate: score(rows, setting, dict.fromkeys(SEEDS, (rate / RATIO, rate)), which) for rate in GRID}
+
+
+def by_rule(rows: Rows, setting: Setting) -> dict[str, dict[int, tuple[float, float]]]:
+    """Rule -> seed -> (lr_min, lr_max)."""
+    found = {seed: found_rates(rows, setting, seed) for seed in SEEDS}
+    return {rule: {seed: pairs[rule] for seed, pairs in found.items()} for rule in RULES}
+
+
+def regret(rows: Rows, which: str = "raw") -> str:
+    """Regret of each rule in each setting, in Markdown."""
+    head = ["setting", "best LR_MAX", "accuracy", *RULES, "LR_MAX found"]
+    lines, regrets = [], {rule: [] for rule in RULES}
+    for setting in complete(rows):
+        grid = on_grid(rows, setting, which)
         best = max(grid, key=grid.get)
-        found = [found_rates(rows, setting, seed) for seed in SEEDS]
-        for rule in RULES:
-            got = mean(score(setting, seed, found[seed][rule]) for seed in SEEDS)
-            regrets[rule].append(grid[best] - got)
-        maxima = ", ".join(f"{f['eva_utils'][1]:.2g}" for f in found)
-        cells = " | ".join(f"{regrets[rule][-1]:.1f}" for rule in RULES)
-        lines.append(f"| {setting} | {best:.3g} | {grid[best]:.1f} | {cells} | {maxima} |")
+        found = by_rule(rows, setting)
+        for rule, pairs in found.items():
+            regrets[rule].append(grid[best] - score(rows, setting, pairs, which))
+        maxima = ", ".join(f"{lr_max:.2g}" for _, lr_max in found["eva_utils"].values())
+        cells = [f"{regrets[rule][-1]:.1f}" for rule in RULES]
+        lines.append([str(setting), f"{best:.3g}", f"{grid[best]:.1f}", *cells, maxima])
     for name, statistic in (("mean", mean), ("worst", max)):
-        if complete:
-            lines.append(f"| **{name}** | | | " + " | ".join(f"{statistic(regrets[r]):.1f}" for r in RULES) + " | |")
-    lines += ["", "| setting, at the LR_MAX found | " + " | ".join(f"/{r}" for r in RATIOS) + " | LR_MIN found |"]
-    lines += ["|---|" + "---|" * (len(RATIOS) + 1)]
-    for setting in (s for s in LR_MIN_SETTINGS if s in complete):
-        pairs = [found_rates(rows, setting, seed)["eva_utils"] for seed in SEEDS]
-        cells = [mean(score(setting, s, (pairs[s][1] / ratio, pairs[s][1])) for s in SEEDS) for ratio in RATIOS]
-        cells.append(mean(score(setting, s, pairs[s]) for s in SEEDS))
-        lines.append(f"| {setting} | " + " | ".join(f"{cell:.1f}" for cell in cells) + " |")
-    return "\n".join(lines)
+        if lines:
+            lines.append([f"**{name}**", "", "", *(f"**{statistic(regrets[rule]):.1f}**" for rule in RULES), ""])
+    return markdown(head, lines)
+
+
+def lr_min(rows: Rows) -> str:
+    """Accuracy, last weights / average, for the LR_MAX found and several LR_MIN, in Markdown."""
+    lines = []
+    for setting in (s for s in complete(rows) if s in LR_MIN_SETTINGS):
+        found = by_rule(rows, setting)["eva_utils"]
+        choices = [{s: (lr_max / ratio, lr_max) for s, (_, lr_max) in found.items()} for ratio in RATIOS] + [found]
+        share = " to ".join(f"1/{f([b / a for a, b in found.values()]):.0f}" for f in (min, max))
+        cells = [" / ".join(f"{score(rows, setting, pairs, w):.1f}" for w in ("raw", "ema")) for pairs in choices]
+        lines.append([str(setting), *cells, share])
+    return markdown(["setting", *(f"LR_MAX/{ratio}" for ratio in RATIOS), "as found", "which is LR_MAX times"], lines)
+
+
+@styled
+def draw(rows: Rows) -> Picture:
+    """For each rule: what every setting and seed loses by its LR_MAX, against how far that is from the grid's best."""
+    figure = Picture(9, 3.4)
+    panels = figure.subplots(1, len(RULES), sharex=True, sharey=True)
+    for ax, rule in zip(panels, RULES, strict=True):
+        for setting in complete(rows):
+            grid = on_grid(rows, setting)
+            best = max(grid, key=grid.get)
+            for seed, pair in by_rule(rows, setting)[rule].items():
+                lost = grid[best] - score(rows, setting, {seed: pair})
+                color = COLORS[setting.logits == "plain"]
+                ax.plot(pair[1] / best, max(lost, 0.1), "o", ms=5, color=color, alpha=0.6, mew=0)
+        ax.axvline(1, color=".5", lw=1)
+        ax.set(title=rule, xscale="log", yscale="log", xlabel="its LR_MAX / the best")
+    panels[0].set(ylabel="accuracy lost (points)", xlim=(1e-3, 1e3), ylim=(0.09, 100))
+    return figure
 
 
 def main() -> None:
@@ -260,8 +304,10 @@ def main() -> None:
     if not args.tables:
         print(machine())
         run(rows, args.jobs, args.data)
-    for which in ("raw", "ema"):
-        print(f"\n{which} weights\n\n{tables(rows, which)}")
+        print(plots.save(draw(rows), args.out.with_suffix(".png")))
+    for which, name in (("raw", "last weights"), ("ema", "average of the weights")):
+        print(f"\n{name}\n\n{regret(rows, which)}")
+    print(f"\n{lr_min(rows)}")
 
 
 if __name__ == "__main__":

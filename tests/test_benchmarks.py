@@ -43,6 +43,9 @@ def test_rows_are_kept_and_found(tmp_path):
     again = Rows(tmp_path / "a" / "rows.json")
     assert again.find(x=2) == {"x": 2, "y": 3}
     assert again.find(x=2, y=2) is None
+    again.add({"x": 3})
+    rows.add({"x": 4})
+    assert [row["x"] for row in rows.rows] == [1, 2, 3, 4]  # of two processes, none is lost
 
 
 # The rules that the finder is compared with
@@ -121,7 +124,17 @@ def test_recipes_run_and_are_not_run_again(photos, tmp_path):
     assert "going on" not in first
     again = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert "images/s" not in again
-    assert "| solution-a | 4, 2, 600 of photos |" in again
+    assert "| solution-a | width 4, 2 epochs, 600 of photos |" in again
+
+
+# A curve in which every rule finds something: flat, down, up.
+CURVES = {
+    name: {
+        "lr": np.geomspace(test["lr_start"], test["lr_end"], test["steps"]).tolist(),
+        "loss": np.interp(np.linspace(0, 1, test["steps"]), [0, 0.3, 0.7, 1], [2.3, 2.2, 1.2, 2.0]).tolist(),
+    }
+    for name, test in lr_finder.TESTS.items()
+}
 
 
 def test_what_is_still_to_be_run(tmp_path):
@@ -129,7 +142,7 @@ def test_what_is_still_to_be_run(tmp_path):
     assert len(lr_finder.wanted(rows)) == len(lr_finder.SETTINGS) * 3
     setting = lr_finder.SETTINGS[0]
     key = {**vars(setting), "seed": 0}
-    rows.add({**key, "rates": {rule: [0.01, 0.2] for rule in lr_finder.RULES}})
+    rows.add({**key, "curves": CURVES})
     todo = [pair for s, seed, pair in lr_finder.wanted(rows) if s == setting and seed == 0]
     assert len(todo) == len(lr_finder.GRID) + len(lr_finder.RULES) + len(lr_finder.RATIOS)
     for lr_min, lr_max in dict.fromkeys(todo):
@@ -138,20 +151,39 @@ def test_what_is_still_to_be_run(tmp_path):
 
 
 def test_regret_is_the_best_of_the_grid_minus_the_rule(tmp_path, monkeypatch):
-    monkeypatch.setattr(lr_finder, "SETTINGS", lr_finder.SETTINGS[:1])
-    monkeypatch.setattr(lr_finder, "LR_MIN_SETTINGS", [])
+    setting = lr_finder.SETTINGS[0]
+    monkeypatch.setattr(lr_finder, "SETTINGS", [setting])
+    monkeypatch.setattr(lr_finder, "LR_MIN_SETTINGS", [setting])
     rows = Rows(tmp_path / "rows.json")
+    pairs = lr_finder.rates(CURVES)
+    assert len(set(pairs.values())) == 4
     for seed in lr_finder.SEEDS:
-        key = {**vars(lr_finder.SETTINGS[0]), "seed": seed}
-        rows.add({**key, "rates": {rule: [0.01, 0.21 + i] for i, rule in enumerate(lr_finder.RULES)}})
+        key = {**vars(setting), "seed": seed}
+        rows.add({**key, "curves": CURVES})
         for rate in lr_finder.GRID:
             value = 70.0 + seed if rate == 0.4 else 60.0
-            rows.add({**key, "lr_min": rate / lr_finder.RATIO, "lr_max": rate, "raw": value, "ema": value})
-        for i in range(len(lr_finder.RULES)):
-            rows.add({**key, "lr_min": 0.01, "lr_max": 0.21 + i, "raw": 68.0 - i, "ema": 0.0})
-    table = lr_finder.tables(rows, "raw")
-    assert "| 0.4 | 71.0 | 3.0 | 4.0 | 5.0 | 6.0 | 0.21, 0.21, 0.21 |" in table
-    assert "| **worst** | | | 3.0 | 4.0 | 5.0 | 6.0 | |" in table
+            rows.add({**key, "lr_min": rate / lr_finder.RATIO, "lr_max": rate, "raw": value, "ema": value + 1})
+        for i, (lr_min, lr_max) in enumerate(pairs.values()):
+            rows.add({**key, "lr_min": lr_min, "lr_max": lr_max, "raw": 68.0 - i, "ema": 69.0 - i})
+        assert lr_finder.complete(rows) == []  # LR_MIN's study is not there yet
+        for ratio in lr_finder.RATIOS:
+            lr_max = pairs["eva_utils"][1]
+            rows.add({**key, "lr_min": lr_max / ratio, "lr_max": lr_max, "raw": ratio, "ema": 2 * ratio})
+    assert lr_finder.complete(rows) == [setting]
+    table = lr_finder.regret(rows)
+    assert f"| 0.4 | 71.0 | 3.0 | 4.0 | 5.0 | 6.0 | {', '.join([f'{lr_max:.2g}'] * 3)} |" in table
+    assert "| **worst** |  |  | **3.0** | **4.0** | **5.0** | **6.0** |  |" in table
+    assert "| 5.0 / 10.0 | 10.0 / 20.0 | 20.0 / 40.0 | 40.0 / 80.0 | 100.0 / 200.0 |" in lr_finder.lr_min(rows)
+    assert len(lr_finder.draw(rows).axes) == 4
+
+
+def test_an_ingredients_worth_is_a_difference_with_its_error():
+    row = {"width": 16, "epochs": 12, "data": "cifar10", "images": 45_000}
+    runs = {"ours": [80, 81, 82], "ours, without": [78, 79, 80]}
+    rows = [{**row, "recipe": name, "raw": x, "ema": x + 1} for name, values in runs.items() for x in values]
+    last = accuracy.ablation(rows).splitlines()[-1]
+    assert last.startswith("| ours, without | width 16, 12 epochs, 45,000 of CIFAR-10 | 79.00 ± 1.00 | 80.00 ± 1.00 |")
+    assert last.endswith("| 2.00 ± 0.82 | 2.00 ± 0.82 | 3 |")  # sqrt(1/3 + 1/3)
 
 
 def test_throughputs_ratios():

@@ -6,28 +6,23 @@ assets/ by the function of TABLES with that name.
 
 import json
 import re
+import sys
 from pathlib import Path
-from statistics import mean, stdev
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import accuracy  # noqa: E402
+import lr_finder  # noqa: E402
+from common import NAMES, Rows, markdown, where  # noqa: E402
+
 BENCHMARKS = ROOT / "assets" / "benchmarks"
 PAGES = ["README.md", "docs/torchrun.md", "docs/speed.md"]
 NOTHING = "Nothing has been measured yet.\n"
-# What the data is called in words; a run knows only its folder's name.
-NAMES = {"cifar10-jpeg": "CIFAR-10 (JPEG q75)", "cifar10": "CIFAR-10"}
 
 
 def read(path: Path):
     return json.loads(path.read_text(encoding="utf8"))
-
-
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = [" | ".join(cells) for cells in (head, *rows)]
-    return "\n".join([f"| {lines[0]} |", "|---" * len(head) + "|", *(f"| {line} |" for line in lines[1:])]) + "\n"
-
-
-def where(measured: dict) -> str:
-    return f"{measured['device'].removeprefix('CPU: ')}, {measured['precision']}, torch {measured['torch']}"
 
 
 def results() -> str:
@@ -139,33 +134,33 @@ def scale() -> str:
     return "\n".join(scale_table(read(file)) for file in sorted(BENCHMARKS.glob("scale-*.json"))) or NOTHING
 
 
-def accuracy_table(rows: list[dict]) -> str:
-    """A line for each recipe and size: mean and standard deviation over the seeds."""
-    groups: dict[tuple, list[dict]] = {}
-    for row in rows:
-        if row["tested_on"] == "test":
-            groups.setdefault((-row["width"], -row["epochs"], row["data"], row["images"], row["recipe"]), []).append(
-                row
-            )
-
-    def cell(group: list[dict], key: str) -> str:
-        values = [row[key] for row in group]
-        return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
-
-    cells = []
-    for (width, epochs, data, images, recipe), group in sorted(groups.items(), key=lambda item: item[0][:4]):
-        size = f"width {-width}, {-epochs} epochs, {images:,} of {NAMES.get(data, data)}"
-        keys = ("raw", "ema", "ema_tta", "train")
-        cells.append([recipe, size, *(cell(group, key) for key in keys), where(group[0]), str(len(group))])
-    return markdown(["recipe", "size", "test, raw", "EMA", "EMA + TTA", "train", "device", "n"], cells)
+def rows_of(name: str, tested_on: str) -> list[dict]:
+    file = BENCHMARKS / name
+    return [row for row in read(file) if row["tested_on"] == tested_on] if file.is_file() else []
 
 
-def accuracy() -> str:
-    file = BENCHMARKS / "accuracy.json"
-    return accuracy_table(read(file)) if file.is_file() else NOTHING
+def recipes() -> str:
+    return accuracy.table(rows) if (rows := rows_of("accuracy.json", "test")) else NOTHING
 
 
-TABLES = {function.__name__: function for function in (results, scaling, speed, faster, scale, accuracy)}
+def ablation() -> str:
+    return accuracy.ablation(rows) if (rows := rows_of("accuracy.json", "held out")) else NOTHING
+
+
+def rules() -> str:
+    return lr_finder.regret(rows) if (rows := Rows(BENCHMARKS / "lr_finder.json")).rows else NOTHING
+
+
+def rules_ema() -> str:
+    return lr_finder.regret(rows, "ema") if (rows := Rows(BENCHMARKS / "lr_finder.json")).rows else NOTHING
+
+
+def lr_min() -> str:
+    return lr_finder.lr_min(rows) if (rows := Rows(BENCHMARKS / "lr_finder.json")).rows else NOTHING
+
+
+FUNCTIONS = results, scaling, speed, faster, scale, recipes, ablation, rules, rules_ema, lr_min
+TABLES = {function.__name__: function for function in FUNCTIONS}
 MARKERS = re.compile(r"(<!-- (\w+): written by.*?-->\n)(.*?)(<!-- end of \2 -->)", re.DOTALL)
 
 
