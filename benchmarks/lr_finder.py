@@ -28,7 +28,8 @@ import eva_utils as eva
 from common import ASSETS, Rows, machine, markdown
 from eva_utils import plots
 from eva_utils.batches import loader
-from eva_utils.lr_finder import choose_rates, range_test
+from eva_utils.lr_curve import choose_rates
+from eva_utils.lr_finder import range_test
 from eva_utils.plots._base import COLORS, Picture, styled
 from eva_utils.precision import choose_device, choose_precision, keep_memory
 from eva_utils.trainer import Trainer

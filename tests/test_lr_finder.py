@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from eva_utils import Augment, InputError, OneCycle, ResNet9, digits, find_lr, fit, lr_finder
-from eva_utils.lr_finder import choose_rates
+from eva_utils.lr_curve import choose_rates
 
 LR = np.geomspace(1e-3, 10, 90)
 # A mirrored or much shifted digit is another one.

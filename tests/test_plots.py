@@ -14,7 +14,8 @@ from torch.optim.lr_scheduler import CyclicLR
 
 from eva_utils import Augment, ExpRange, Images, InputError, OneCycle, Triangular, Triangular2, plots
 from eva_utils.explain import Cams, Confusion, Mistakes
-from eva_utils.lr_finder import LRRange, choose_rates
+from eva_utils.lr_curve import choose_rates
+from eva_utils.lr_finder import LRRange
 from eva_utils.plots.pictures import denormalize
 
 LIMIT = 200_000  # bytes
