@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,7 +192,6 @@ def split(data: str, held_out: bool) -> tuple[eva.Images, eva.Images]:
 
 def run(recipe: Callable, job: Job, test: eva.Images) -> dict:
     """Train, and the accuracies (%) after the last epoch: with the last weights, with their average, and with TTA."""
-    start = time.perf_counter()
     model, schedule, options = recipe(job)
     with mock.patch("eva_utils.train.Trainer", options.pop("trainer", Trainer)):
         result = eva.fit(model, job.train, test, schedule, **{"seed": job.seed, "checkpoint": job.folder} | options)
@@ -207,7 +205,7 @@ def run(recipe: Callable, job: Job, test: eva.Images) -> dict:
         "lr_first": result.steps[0]["applied"],
         "lr_max": max(step["applied"] for step in result.steps),
         "lr_last": result.steps[-1]["applied"],
-        "seconds": time.perf_counter() - start,
+        "seconds": result.seconds_total,  # of a run that was interrupted too
         "seconds_train": result.seconds_train,
         **machine(),
     }

@@ -30,8 +30,7 @@ class Trainer:
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.network = distributed.parallel(self.model)  # the model itself, or DDP around it
         self.epochs = int(schedule.epochs)
-        decay = math.exp(-EMA_EVERY / (settings["ema"] * self.epochs * len(batches)))
-        self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(), use_buffers=True)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
             lr=schedule(0.0),
@@ -145,6 +144,9 @@ class Trainer:
         return row | {"skipped": int(skipped)}
 
     def _average(self) -> None:
+        # Over a share of the steps so far, so that the first ones, far from anything good, do not linger in it.
+        steps = self.settings["ema"] * max(self.taken, 1)
+        self.ema.multi_avg_fn = get_ema_multi_avg_fn(math.exp(-EMA_EVERY / steps))
         distributed.average_buffers(self.model)
         self.ema.update_parameters(self.model)
 

@@ -150,7 +150,7 @@ def test_it_learns_digits():
 # The moving average
 
 
-def test_the_average_is_the_exponential_moving_average(train, monkeypatch):
+def test_the_average_is_exponential_over_a_share_of_the_steps_so_far(train, monkeypatch):
     states, step = [], Trainer._step
 
     def recorded(self, loss):
@@ -163,11 +163,11 @@ def test_the_average_is_the_exponential_moving_average(train, monkeypatch):
     run = train(ema=share, schedule=OneCycle(4, 1, 0.01, 0.1))
     states = states[EMA_EVERY - 1 :: EMA_EVERY]
     assert len(states) == 4
-    keep = math.exp(-EMA_EVERY / (share * 4 * STEPS))
     average = run.ema.state_dict()
     for key in average.keys() - {"1.num_batches_tracked"}:
         expected = states[0][key]
-        for state in states[1:]:
+        for i, state in enumerate(states[1:], start=2):
+            keep = math.exp(-EMA_EVERY / (share * i * EMA_EVERY))  # a share of the steps so far
             expected = keep * expected + (1 - keep) * state[key]
         torch.testing.assert_close(average[key].double(), expected, rtol=1e-5, atol=1e-7)
     assert {"1.running_mean", "1.running_var"} < average.keys()
