@@ -170,7 +170,7 @@ def accuracy(setting: Setting, seed: int, lr_min: float, lr_max: float, root: st
             trainer.train_epoch(epoch)
     except eva.InputError:
         return {"raw": 10.0, "ema": 10.0, "diverged": True}
-    raw, ema = (eva.evaluate(model, held_out).accuracy for model in (trainer.model, trainer.ema.module))
+    raw, ema = (eva.evaluate(model, held_out).accuracy for model in (trainer.model, trainer.ema))
     return {"raw": raw, "ema": ema, "diverged": False}
 
 

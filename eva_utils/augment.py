@@ -8,6 +8,7 @@ against: the same drawn parameters give the same pixels.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,20 @@ class Draws:
 
     def to(self, device) -> Draws:
         return Draws(*(value.to(device, non_blocking=True) for value in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the pixels of n augmented images come from: rows and columns of the source, as positions in a flat image,
+    int64 (n, h) and (n, w), and which of their own rows and columns the hole covers, bool."""
+
+    rows: torch.Tensor
+    columns: torch.Tensor
+    hole_rows: torch.Tensor
+    hole_columns: torch.Tensor
+
+    def __getitem__(self, index) -> Places:
+        return Places(*(value[index] for value in vars(self).values()))
 
 
 @dataclass(frozen=True)
@@ -76,22 +91,32 @@ class Augment:
 
         ``images`` is an ``Images`` whose pixels, like ``index`` and ``draws``, are on the device where it happens.
         """
-        pixels = images.pixels
-        _, height, width, _ = pixels.shape
-        y, x = torch.arange(height, device=pixels.device), torch.arange(width, device=pixels.device)
+        _, height, width, _ = images.pixels.shape
+        return self.take(images, index * (height * width), self.places(draws, height, width))
+
+    def places(self, draws: Draws, height: int, width: int) -> Places:
+        """``batch``'s first half, without the pixels: for many batches at once, because it is many small operations."""
+        y, x = (torch.arange(side, device=draws.top.device) for side in (height, width))
         # Position in the source of every output row and column: flip, then crop, then the mirror of the padding.
         rows = _mirror(y + draws.top[:, None] - self.padding, height)
         columns = torch.where(draws.flip[:, None] == 1, width - 1 - x, x) + draws.left[:, None] - self.padding
-        columns = _mirror(columns, width)
+        return Places(
+            rows * width,
+            _mirror(columns, width),
+            _between(y, draws.hole_top, self.cutout),
+            _between(x, draws.hole_left, self.cutout),
+        )
+
+    def take(self, images, start: torch.Tensor, places: Places) -> torch.Tensor:
+        """``batch``'s second half; start: where each image begins among all pixels, int64 (n,)."""
+        _, height, width, _ = images.pixels.shape
         # One gather does all three. Flat positions: a single index is far faster than three broadcast ones.
-        position = (index[:, None] * height + rows)[:, :, None] * width + columns[:, None, :]
-        out = pixels.view(-1, 3).index_select(0, position.view(-1)).view(len(index), height, width, 3)
+        position = (start[:, None] + places.rows)[:, :, None] + places.columns[:, None, :]
+        out = images.pixels.view(-1, 3).index_select(0, position.view(-1)).view(len(start), height, width, 3)
         out = normalize(out, images.mean, images.std)
         if self.cutout:
-            in_rows = _between(y, draws.hole_top, self.cutout)
-            in_columns = _between(x, draws.hole_left, self.cutout)
             # Zero is the mean colour, because the pixels are normalised already.
-            out.masked_fill_((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0)
+            out.masked_fill_((places.hole_rows[:, :, None] & places.hole_columns[:, None, :])[:, None], 0)
         return out
 
     def albumentations(self, mean, std, height: int, width: int):
@@ -114,9 +139,16 @@ class Augment:
 
 def normalize(pixels: torch.Tensor, mean, std) -> torch.Tensor:
     """uint8 (n, h, w, 3) -> float32 (n, 3, h, w) in channels_last memory: (pixels / 255 - mean) / std."""
-    scale = 1 / (255 * torch.tensor(std, device=pixels.device))
-    shift = -torch.tensor(mean, device=pixels.device) / torch.tensor(std, device=pixels.device)
+    scale, shift = _scale_and_shift(tuple(mean), tuple(std), pixels.device)
     return torch.addcmul(shift, pixels.float(), scale).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache
+def _scale_and_shift(mean, std, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """On ``device``, once: to make a tensor of a list there, the CPU waits for all that a GPU has still to do."""
+    with torch.inference_mode(False):
+        scale, shift = 1 / (255 * torch.tensor(std)), -torch.tensor(mean) / torch.tensor(std)
+        return scale.to(device), shift.to(device)
 
 
 def _mirror(position: torch.Tensor, size: int) -> torch.Tensor:

@@ -23,6 +23,8 @@ from .errors import InputError, RunError, check
 from .images import Images
 from .precision import room
 
+AHEAD = 32  # batches whose places are worked out at once: enough for a GPU, and little memory for large images
+
 
 def seed_for(*numbers: int) -> int:
     """One 63-bit seed from several integers (seed, epoch, ...), without the collisions of adding them up."""
@@ -32,8 +34,12 @@ def seed_for(*numbers: int) -> int:
 
 def to_device(images: Images, device) -> Images:
     """The same images with labels and, if there is room for them, pixels on ``device``."""
-    pixels = images.pixels.to(device) if images.pixels.nbytes <= room(device) else images.pixels
-    return dataclasses.replace(images, pixels=pixels, labels=images.labels.to(device))
+    pixels = images.pixels.to(device) if _fits(images, device) else images.pixels
+    return dataclasses.replace(images, pixels=pixels.contiguous(), labels=images.labels.to(device))
+
+
+def _fits(images: Images, device) -> bool:
+    return images.pixels.is_cuda or images.pixels.nbytes <= room(torch.device(device))
 
 
 def loader(
@@ -119,7 +125,7 @@ class DeviceLoader(_Loader):
     """
 
     def __init__(self, images: Images, augment: Augment, batch_size: int, seed: int, device, shard=(0, 1)) -> None:
-        self.resident = images.pixels.nbytes <= room(torch.device(device))
+        self.resident = _fits(images, device)
         super().__init__(to_device(images, device), batch_size, seed, device, shard)
         self.augment = augment
         if not self.resident:
@@ -132,17 +138,24 @@ class DeviceLoader(_Loader):
         order = torch.randperm(n, generator=generator)
         draws = self.augment.draw(n, height, width, generator).to(self.device)
         there = order.to(self.device)
-        for part in self.parts:
-            images, index = (self.images, there[part]) if self.resident else self._sent(order[part])
-            yield self.augment.batch(images, index, draws[part]), self.images.labels[there[part]]
+        labels, start = self.images.labels[there], there * (height * width)
+        for i in range(0, len(self.parts), AHEAD):
+            parts = self.parts[i : i + AHEAD]
+            first = parts[0].start
+            places = self.augment.places(draws[first : parts[-1].stop], height, width)
+            for part in parts:
+                images, begin = (self.images, start[part]) if self.resident else self._sent(order[part])
+                here = slice(part.start - first, part.stop - first, part.step)
+                yield self.augment.take(images, begin, places[here]), labels[part]
 
     def _sent(self, index: torch.Tensor) -> tuple[Images, torch.Tensor]:
-        """The images at ``index`` alone, on the device, and their positions there: 0, 1, ..."""
+        """The images at ``index`` alone, on the device, and where each begins there."""
         pixels = self.images.pixels[index]
         if self.device.type == "cuda":
             pixels = pixels.pin_memory()  # then the CPU need not wait for the copy
         pixels = pixels.to(self.device, non_blocking=True)
-        return dataclasses.replace(self.images, pixels=pixels), torch.arange(len(index), device=self.device)
+        begin = torch.arange(len(index), device=self.device) * (pixels.shape[1] * pixels.shape[2])
+        return dataclasses.replace(self.images, pixels=pixels), begin
 
 
 class WorkerLoader(_Loader):

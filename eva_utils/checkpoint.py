@@ -120,3 +120,6 @@ def _check(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if (bad := archive.testzip()) is not None:
             raise zipfile.BadZipFile(f"record {bad} does not match its checksum")
+        # torch writes none; one of them would make it take a tensor's record for a folder, and the tensor for empty.
+        if any(record.external_attr for record in archive.infolist()):
+            raise zipfile.BadZipFile("a record has attributes")

@@ -15,7 +15,7 @@ from .errors import InputError
 from .images import Images
 from .precision import autocast, choose_precision
 
-BATCH = 1000
+BATCH = 1000  # of 32 x 32 pixels; of larger images as many fewer
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ def _logits(model: nn.Module, images: Images, tta: bool, precision: str) -> Iter
     device = next(model.parameters()).device
     precision = choose_precision(device, precision)
     with eval_mode(model):
-        for x, y in plain_batches(images, BATCH, device):
+        size = BATCH * 32 * 32 // (images.pixels.shape[1] * images.pixels.shape[2])
+        for x, y in plain_batches(images, min(BATCH, max(1, size)), device):
             # Autocast around the network alone: left open over a yield, it makes a CPU three times slower.
             with autocast(device, precision):
                 logits = model(x).float()

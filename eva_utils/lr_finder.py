@@ -141,8 +141,8 @@ def range_test(
     from tqdm.std import tqdm
 
     class Endless(library.TrainDataLoaderIter):
-        def __init__(self):
-            self.batches = (batch for epoch in range(steps) for batch in batches.epoch(epoch))
+        def __init__(self, batches):  # given, not closed over: a class lives until the next garbage collection
+            self.batches = batches
 
         def __next__(self):
             return next(self.batches)
@@ -161,10 +161,13 @@ def range_test(
     with (
         torch.random.fork_rng(devices),
         torch.enable_grad(),
+        warnings.catch_warnings(),
         mock.patch.object(library, "tqdm", bar),
         contextlib.redirect_stdout(io.StringIO()),
     ):
         torch.manual_seed(seed_for(batches.seed, 0, 1))  # for Dropout and the like
         # Unsmoothed, because smoothing is ours (centred).
-        finder.range_test(Endless(), end_lr=lr_end, num_iter=steps, smooth_f=0)
+        warnings.simplefilter("ignore")  # torch's, of a first step that fp16 skips
+        endless = (batch for epoch in range(steps) for batch in batches.epoch(epoch))
+        finder.range_test(Endless(endless), end_lr=lr_end, num_iter=steps, smooth_f=0)
     return np.array(finder.history["lr"]), np.array(finder.history["loss"])

@@ -34,6 +34,13 @@ class Residual(nn.Module):
         return x + self.residual(x)
 
 
+class GlobalMaxPool(nn.Module):
+    """(n, c, h, w) -> (n, c, 1, 1). AdaptiveMaxPool2d has no kernel for channels_last memory on a GPU."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.max_pool2d(x, x.shape[2:])
+
+
 class Scale(nn.Module):
     """Multiply by a constant."""
 
@@ -70,7 +77,7 @@ class ResNet9(nn.Sequential):
                 layer3=Residual(4 * width, 8 * width),
                 head=nn.Sequential(
                     OrderedDict(
-                        pool=nn.AdaptiveMaxPool2d(1),
+                        pool=GlobalMaxPool(),
                         flatten=nn.Flatten(),
                         linear=nn.Linear(8 * width, num_classes, bias=False),
                         scale=Scale(logit_scale),

@@ -19,7 +19,7 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     """``device`` if given, else the first CUDA GPU (of several processes' each its own), else the CPU."""
     try:
         device = own_device(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
-        torch.empty(1, device=device)
+        torch.ones(1, device=device)  # a kernel runs: torch may be too new for a GPU that it sees
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"device is {str(device)!r}, which cannot be used here: {reason}") from error
@@ -75,7 +75,10 @@ def describe(device: torch.device) -> str:
 
 def room(device: torch.device) -> float:
     """Bytes that a data set may take on ``device``: of a GPU, half of what is free; the training needs the rest."""
-    return torch.cuda.mem_get_info(device)[0] / 2 if torch.device(device).type == "cuda" else float("inf")
+    if torch.device(device).type != "cuda":
+        return float("inf")
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for whoever asks next
+    return (torch.cuda.mem_get_info(device)[0] + kept) / 2
 
 
 def keep_memory() -> None:

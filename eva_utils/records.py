@@ -44,7 +44,7 @@ def save_run(folder: str | Path, run: Run, test: Images, rates: LRRange | None =
     folder = Path(folder)
     write_csv(folder / "history.csv", run.history)
     write_csv(folder / "lr.csv", run.steps)
-    write_tensors(folder / "model.pt", run.ema.state_dict())
+    write_tensors(folder / "model.pt", {key: value.cpu() for key, value in run.ema.state_dict().items()})
     results = _results(run, rates, reasons or (rates.reasons if rates else {}), test)
     write_json(folder / "results.json", results)
     augment = run.settings["augment"]

@@ -141,7 +141,7 @@ def _fit(model, train, test, schedule, settings, batches, precision, checkpoint,
     seconds = trainer.seconds
     return Run(
         model=trainer.model,
-        ema=trainer.ema.module,
+        ema=trainer.ema,
         schedule=schedule,
         history=trainer.history,
         steps=trainer.steps,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import time
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import __version__, checkpoint, distributed, progress
 from .batches import seed_for
@@ -30,7 +30,7 @@ class Trainer:
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.network = distributed.parallel(self.model)  # the model itself, or DDP around it
         self.epochs = int(schedule.epochs)
-        self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(), use_buffers=True)
+        self.ema = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
             lr=schedule(0.0),
@@ -39,6 +39,10 @@ class Trainer:
             weight_decay=settings["weight_decay"],
             fused=self.device.type in ("cpu", "cuda"),
         )
+        if settings["momentum"]:
+            # Fused SGD makes its buffers without filling them, and leaves that if a scaler skips the very first step.
+            for p in self.model.parameters():
+                self.optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.scale = self.scaler.get_scale()
         self.history: list[dict] = []
@@ -78,7 +82,7 @@ class Trainer:
     def _epoch(self, test: Images) -> None:
         start = time.perf_counter()
         row = self.train_epoch(self.epoch)
-        if not self.ema.n_averaged:  # too few steps so far for a first update
+        if self.taken < EMA_EVERY:  # too few steps so far for a first update
             self._average()
         distributed.average_buffers(self.model)
         row |= self._test(test)
@@ -144,11 +148,14 @@ class Trainer:
         return row | {"skipped": int(skipped)}
 
     def _average(self) -> None:
-        # Over a share of the steps so far, so that the first ones, far from anything good, do not linger in it.
-        steps = self.settings["ema"] * max(self.taken, 1)
-        self.ema.multi_avg_fn = get_ema_multi_avg_fn(math.exp(-EMA_EVERY / steps))
         distributed.average_buffers(self.model)
-        self.ema.update_parameters(self.model)
+        first = self.taken <= EMA_EVERY
+        # Over a share of the steps so far, so that the first ones, far from anything good, do not linger in it.
+        weight = 1.0 if first else 1 - math.exp(-EMA_EVERY / (self.settings["ema"] * self.taken))
+        pairs = zip(*(itertools.chain(m.parameters(), m.buffers()) for m in (self.ema, self.model)), strict=True)
+        average, new = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+        with torch.no_grad():
+            torch._foreach_lerp_(average, new, weight)  # not AveragedModel, which makes a GPU wait
 
     def _note_losses(self, rows: list[dict], losses: torch.Tensor) -> None:
         for row, value in zip(rows, losses.tolist(), strict=True):
@@ -163,7 +170,7 @@ class Trainer:
     def _test(self, test: Images) -> dict:
         smoothing = self.settings["label_smoothing"]
         row = {}
-        for suffix, model in (("", self.model), ("_ema", self.ema.module)):
+        for suffix, model in (("", self.model), ("_ema", self.ema)):
             metrics = evaluate(model, test, label_smoothing=smoothing, precision=self.precision, sharded=True)
             row |= {f"test_loss{suffix}": metrics.loss, f"test_accuracy{suffix}": metrics.accuracy}
         return row
@@ -201,6 +208,8 @@ class Trainer:
         except RuntimeError as error:
             raise InputError(f"checkpoint {str(file)!r} belongs to another network: {error}") from error
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["fused"] = self.optimizer.defaults["fused"]  # this device's, not the one's that wrote the file
         if state["scaler"]:  # empty when it was written in another precision, on another device
             self.scaler.load_state_dict(state["scaler"])
             self.scale = self.scaler.get_scale()

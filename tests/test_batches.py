@@ -251,9 +251,9 @@ def test_only_one_batch_at_a_time_is_sent(tiny, no_room, monkeypatch):
     train, _ = tiny
     sent = loader(train, Augment(padding=2, cutout=4), 12)
     shapes = []
-    batch = Augment.batch
+    take = Augment.take
     monkeypatch.setattr(
-        Augment, "batch", lambda self, images, *rest: shapes.append(len(images)) or batch(self, images, *rest)
+        Augment, "take", lambda self, images, *rest: shapes.append(len(images)) or take(self, images, *rest)
     )
     assert sum(len(y) for _, y in sent.epoch(0)) == 32
     assert shapes == [12, 12, 8]
@@ -268,3 +268,23 @@ def test_training_does_not_notice(tiny, cnn, monkeypatch):
         runs.append(fit(cnn(), train, test, schedule, augment=Augment(2, cutout=4), batch_size=8, device="cpu"))
     first, second = ([row["loss"] for row in run.steps] for run in runs)
     assert first == second
+
+
+def test_a_part_of_the_images_in_steps(tiny):
+    """Every second image is a view that is not contiguous."""
+    every_second = tiny[0][::2]
+    (x, y), *_ = loader(every_second, batch_size=4).epoch(0)
+    assert (x.shape[0], len(y)) == (4, 4)
+
+
+@pytest.mark.parametrize("shard", [(0, 1), (1, 2)])
+@pytest.mark.parametrize("limit", [0, 1 << 40])
+def test_how_many_batches_are_prepared_at_once_changes_nothing(tiny, monkeypatch, shard, limit):
+    monkeypatch.setattr("eva_utils.batches.room", lambda device: limit)
+    found = []
+    for ahead in (1, 2, 32):
+        monkeypatch.setattr("eva_utils.batches.AHEAD", ahead)
+        found.append(list(loader(tiny[0], Augment(padding=2, cutout=4), 7, shard=shard).epoch(1)))
+    for batches in zip(*found, strict=True):
+        for x, y in batches:
+            assert torch.equal(x, batches[0][0]) and torch.equal(y, batches[0][1])

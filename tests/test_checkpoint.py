@@ -135,6 +135,19 @@ def test_one_flipped_bit_in_a_tensor_is_refused(file):
         checkpoint.load(file)
 
 
+def test_every_flipped_bit_in_the_table_of_contents_is_refused_or_harmless(whole, file):
+    for place in range(whole.index(b"PK\x01\x02"), len(whole)):
+        for bit in range(8):
+            content = bytearray(whole)
+            content[place] ^= 1 << bit
+            file.write_bytes(content)
+            try:
+                loaded = checkpoint.load(file)
+            except InputError:
+                continue
+            assert is_state(loaded), (place, bit)
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_a_flipped_bit_anywhere_is_refused_or_harmless(place, bit, whole, file):

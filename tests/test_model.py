@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from eva_utils import InputError, ResNet9, summary
+from eva_utils.model import GlobalMaxPool
 
 PARAMETERS = 6_573_120
 
@@ -212,3 +213,16 @@ def test_summary_of_a_model_of_ones_own():
         ["out", "2", "10", "0.00"],
     ]
     assert text.splitlines()[-1].split() == ["total", "314", "0.06"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_last_pool_is_torchs_adaptive_one(dtype):
+    """Values and gradients, ties included, and the memory's order stays."""
+    x = torch.randint(-3, 3, (5, 7, 4, 6)).to(dtype).contiguous(memory_format=torch.channels_last)
+    mine, theirs = (x.clone().requires_grad_() for _ in range(2))
+    out, expected = GlobalMaxPool()(mine), nn.AdaptiveMaxPool2d(1)(theirs)
+    assert torch.equal(out, expected)
+    weight = torch.randn(out.shape).to(dtype)
+    (out * weight).sum().backward()
+    (expected * weight).sum().backward()
+    assert torch.equal(mine.grad, theirs.grad)

@@ -394,3 +394,31 @@ def test_arguments_that_cannot_be_used_are_named(options, words, train):
 def test_a_network_with_too_few_outputs_is_refused(cnn, train):
     with pytest.raises(InputError, match=r"2.*3|3.*2"):
         train(cnn(outputs=2))
+
+
+# fp16, as far as a CPU can show it
+
+
+def test_an_overflow_in_the_very_first_step_leaves_no_trace(train, monkeypatch):
+    """Fused SGD would keep momentum that it has never written."""
+    real = Trainer.__init__
+
+    def with_scaler(self, *args):
+        real(self, *args)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        self.scale = self.scaler.get_scale()
+
+    monkeypatch.setattr(Trainer, "__init__", with_scaler)
+    steps = []
+    backward = torch.Tensor.backward
+
+    def overflowing(self):
+        backward(self * float("inf") if not steps else self)
+        steps.append(1)
+
+    monkeypatch.setattr(torch.Tensor, "backward", overflowing)
+    junk = [torch.full((1 << k,), float("nan")) for k in range(4, 20) for _ in range(8)]
+    del junk  # memory that is handed out again, not zero
+    run = train()
+    assert [row["skipped"] for row in run.steps[:2]] == [1, 0]
+    assert all(p.isfinite().all() and p.abs().max() < 100 for p in run.model.parameters())
