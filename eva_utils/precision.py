@@ -97,30 +97,35 @@ def keep_memory() -> None:
         pass  # no glibc: nothing to gain here
 
 
-def environment(flop: float = 2.73e15) -> None:
-    """Print versions, device and number format, and about how long ``flop`` floating-point operations take in training.
-
-    The default are the 24 epochs on CIFAR-10's 50,000 images at width 64. The estimate assumes two fifths of the speed
-    of a large matrix product, measured here and now, so it gives an order of magnitude, not minutes.
-    """
+def environment() -> None:
+    """Print versions, device and number format."""
     import torchvision
 
     from . import __version__
 
     device = choose_device()
-    precision = choose_precision(device)
     print(
         f"eva_utils {__version__}, Python {platform.python_version()}, torch {torch.__version__}, "
-        f"torchvision {torchvision.__version__}\n{describe(device)}, {precision}"
+        f"torchvision {torchvision.__version__}\n{describe(device)}, {choose_precision(device)}"
     )
-    minutes = flop / (0.4 * _matmul_rate(device, DTYPES[precision])) / 60
-    print(
-        f"24 epochs of CIFAR-10 at full width take about {max(minutes, 0.1):.{0 if minutes > 3 else 1}f} minutes here"
-    )
+
+
+def estimate(epochs: int = 24, width: int = 64, images: int = 50_000) -> None:
+    """Print about how long ``ResNet9`` takes for ``epochs`` epochs of ``images`` 32 x 32 images on this device.
+
+    It assumes two fifths of the speed of a large matrix product, measured here and now, so it gives an order of
+    magnitude, not minutes.
+    """
+    device = choose_device()
+    flop = 2.27e9 * (width / 64) ** 2 * epochs * images
+    minutes = flop / (0.4 * _matmul_rate(device, DTYPES[choose_precision(device)])) / 60
+    long = f"{minutes / 60:.0f} hours" if minutes > 100 else f"{max(1, minutes):.0f} minute{'s' * (minutes >= 1.5)}"
+    print(f"{epochs} epochs of {images:,} images at width {width} take about {long} here")
     if device.type == "cpu":
-        where = " In Colab: Runtime > Change runtime type > T4 GPU." if "COLAB_RELEASE_TAG" in os.environ else ""
-        print(f"There is no GPU here.{where}")
-        print("SuperConvergence.ipynb has a quick mode, too, a minute on any CPU: QUICK = True.")
+        print("There is no GPU here.", end=" ")
+        print(
+            "Runtime > Change runtime type > T4 GPU." if "COLAB_RELEASE_TAG" in os.environ else "QUICK = True is quick."
+        )
 
 
 def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:

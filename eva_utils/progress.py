@@ -14,7 +14,7 @@ HEADER = "epoch    rate   train loss  acc %   test loss  acc %  EMA acc %   imag
 def line(row: dict, epochs: int) -> str:
     """A row of the history, as it stands below HEADER."""
     left = (epochs - row["epoch"]) * row["seconds"] / row["epoch"]
-    skipped = f"  {row['skipped']} steps skipped (overflow)" if row["skipped"] else ""
+    skipped = f"  {row['skipped']} step{'s' * (row['skipped'] > 1)} skipped (overflow)" if row["skipped"] else ""
     return (
         f"{row['epoch']:>5}  {row['lr']:>6.4f}  {row['train_loss']:>11.4f} {row['train_accuracy']:>6.2f}"
         f"  {row['test_loss']:>10.4f} {row['test_accuracy']:>6.2f}  {row['test_accuracy_ema']:>9.2f}"

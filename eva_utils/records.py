@@ -58,7 +58,9 @@ def save_run(folder: str | Path, run: Run, test: Images, rates: LRRange | None =
     ):
         if mirrored or not key.endswith("tta"):
             print(f"  {results[key]:6.2f}  {words}")
-    print(f"Everything is in {folder}")
+    minutes = [results[key] / 60 for key in ("seconds_train", "seconds_total")]
+    print(f"{minutes[0]:.1f} minutes of training, {minutes[1]:.1f} with the range test and an evaluation each epoch")
+    print(f"Numbers and weights are in {folder}")
     return results
 
 

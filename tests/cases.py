@@ -339,7 +339,7 @@ CASES = {
         Case("images that are too small", "Enlarge them, to 32 x 32 for instance.",
              after(gone("."), lambda: write_photos(side=7))),
         Case("the data are gone while a run is under way", "Nothing: the images are in memory.",
-             while_running(gone(".")), status=0, shown="^(Everything is in .*)"),
+             while_running(gone(".")), status=0, shown="^(Numbers and weights are in .*)"),
         Case("the data are gone when a run shall go on", "Put them back; nothing of the run is lost.",
              after(begin(), gone(".")), again=()),
         Case("a class is gone when a run shall go on", "Put it back; nothing of the run is lost.",
