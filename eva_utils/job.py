@@ -13,7 +13,7 @@ from .augment import Augment
 from .batches import check_batches
 from .checkpoint import exclusive
 from .distributed import on_first, one_a_machine_first, process_group, world_size
-from .errors import InputError, check, check_recipe
+from .errors import InputError, check, check_recipe, differences
 from .evaluation import predict
 from .explain import confusion, gradcam, misclassified
 from .images import Images, cifar10, digits, image_folder
@@ -175,14 +175,10 @@ def _finished(out: Path, config: dict, fresh: bool) -> dict | None:
     # A config alone is from a command that failed before it computed anything.
     if not fresh and any((out / name).is_file() for name in LEFT_BY_A_RUN):
         old = read_json(out / "config.json")
-        changed = [
-            f"  {key}: {old.get(key)!r} there, {value!r} here"
-            for key, value in config.items()
-            if key not in HERE_ONLY and old.get(key) != value
-        ]
-        if changed:
+        there, here = ({key: c.get(key) for key in config if key not in HERE_ONLY} for c in (old, config))
+        if changed := differences(there, here):
             raise InputError(
-                f"{str(out)!r} holds a run of another configuration:\n" + "\n".join(changed) + "\n"
+                f"{str(out)!r} holds a run of another configuration:\n{changed}\n"
                 "choose another --out, or start over with --fresh"
             )
         if (out / "results.json").is_file():

@@ -21,7 +21,7 @@ from .augment import Augment
 from .batches import loader, seed_for
 from .checkpoint import write_atomically
 from .distributed import on_first
-from .errors import InputError, check_recipe
+from .errors import InputError, check_recipe, differences
 from .images import Images, crc32
 from .lr_curve import SMOOTH, Curve, choose_rates
 from .precision import DTYPES, choose_device, choose_precision, keep_memory
@@ -84,7 +84,8 @@ def find_lr(
     as lr_range.json, and a later call with the same arguments reads it instead of testing again. Of several processes,
     which all have to call this, rank 0 alone makes the test, with whole batches, and all get what it found.
 
-    Raises ``InputError`` if the curve is too short, flat, or NaN from the start.
+    Raises ``InputError`` if the curve is too short, flat, or NaN from the start, and where a training with other
+    arguments lies in ``checkpoint``.
     """
     settings = {
         "params": sum(p.numel() for p in model.parameters()), "model_crc32": f"{zlib.crc32(repr(model).encode()):08x}",
@@ -98,9 +99,15 @@ def find_lr(
     if steps < 3 * SMOOTH:
         raise InputError(f"steps is {steps}; a range test needs {3 * SMOOTH} or more to give a curve that can be read")
     file = None if checkpoint is None else Path(checkpoint) / "lr_range.json"
-    if file and file.exists() and (kept := LRRange.load(file)).settings == settings:
-        print(f"{file}: range test done before")
-        return kept
+    if file and file.exists():
+        kept = LRRange.load(file)
+        if not (changed := differences(kept.settings, settings)):
+            print(f"{file}: range test done before")
+            return kept
+        if file.with_name("checkpoint.pt").exists():  # it trained with these rates, and would not go on with others
+            raise InputError(
+                f"{str(file)!r} belongs to another configuration:\n{changed}\nchoose another folder, or delete this one"
+            )
 
     check_recipe(momentum, weight_decay, label_smoothing)
     start = time.perf_counter()

@@ -13,7 +13,7 @@ from torch import nn
 
 from . import __version__, checkpoint, distributed, progress
 from .batches import seed_for
-from .errors import InputError
+from .errors import InputError, differences
 from .evaluation import evaluate
 from .images import Images
 from .precision import autocast, describe
@@ -191,16 +191,10 @@ class Trainer:
 
     def load_state_dict(self, state: dict, file: Path) -> None:
         """Go on from ``state``. Raises ``InputError`` if it belongs to another configuration or network."""
-        old, new = state["settings"], self.settings
-        changed = [
-            f"  {key}: {old.get(key)!r} there, {new.get(key)!r} here"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key)
-        ]
-        if changed:
+        if changed := differences(state["settings"], self.settings):
             raise InputError(
-                f"checkpoint {str(file)!r} belongs to another configuration:\n" + "\n".join(changed) + "\n"
-                "choose another folder, or start over with fresh"
+                f"checkpoint {str(file)!r} belongs to another configuration:\n{changed}\n"
+                "choose another folder, or start over with fresh=True (--fresh)"
             )
         try:
             self.model.load_state_dict(state["model"])

@@ -341,3 +341,15 @@ def test_a_damaged_file_is_named(no_test, tmp_path, images, model, text):
 def test_bad_arguments_are_named(no_test, images, model, bad, message):
     with pytest.raises(InputError, match=message):
         find_lr(model, images, **(OPTIONS | bad))
+
+
+def test_the_rates_of_a_training_are_not_overwritten(model, images, tmp_path):
+    first = find_lr(model, images, **OPTIONS, checkpoint=tmp_path)
+    other = OPTIONS | {"batch_size": 32}
+    assert find_lr(model, images, **other, checkpoint=tmp_path).settings["batch_size"] == 32
+    (tmp_path / "checkpoint.pt").touch()
+    before = (tmp_path / "lr_range.json").read_text()
+    with pytest.raises(InputError, match=r"another configuration:\n  batch_size: 32 there, 64 here\nchoose another"):
+        find_lr(model, images, **OPTIONS, checkpoint=tmp_path)
+    assert (tmp_path / "lr_range.json").read_text() == before
+    assert find_lr(model, images, **other, checkpoint=tmp_path).lr_max < 10 and first.lr_max < 10
