@@ -101,7 +101,10 @@ def _begin(out: Path, config: dict, fresh: bool) -> None:
 
 def _finish(out: Path, run, rates, reasons, train_images, test_images, augment) -> dict:
     probabilities = predict(run.ema, test_images, precision=run.precision)
-    draw(out / "figures", run.history, run.steps, rates, train_images, test_images, augment, run.ema, probabilities)
+    draw(
+        out / "figures", run.history, run.steps, run.schedule, rates, train_images, test_images, augment, run.ema,
+        probabilities,
+    )  # fmt: skip
     return save_run(out, run, test_images, rates, reasons)
 
 
@@ -114,6 +117,7 @@ def explain(run) -> None:
     try:
         data, root, precision = config["data"], config["root"], results["precision"]
         augment = Augment(config["padding"], config["flip"], config["cutout"])
+        schedule = OneCycle(*(results[key] for key in ("epochs", "peak_epoch", "lr_min", "lr_max")))
     except KeyError as error:
         raise InputError(
             f"config.json or results.json in {str(run)!r} has no {error}; is it of a finished run?"
@@ -127,7 +131,7 @@ def explain(run) -> None:
         precision = "auto"  # it ran in fp16 on a GPU, which no CPU has
     probabilities = predict(model, test_images, precision=precision)
     history, steps = (read_csv(run / name) for name in ("history.csv", "lr.csv"))
-    draw(run / "figures", history, steps, rates, train_images, test_images, augment, model, probabilities)
+    draw(run / "figures", history, steps, schedule, rates, train_images, test_images, augment, model, probabilities)
     print(f"figures are in {run / 'figures'}")
 
 
@@ -150,12 +154,14 @@ def cycle(out, lr_min, lr_max, step_size, cycles) -> None:
         print(plots.save(figure, Path(out) / f"{name}.png"))
 
 
-def draw(folder: Path, history, steps, rates, train_images, test_images, augment, model, probabilities) -> None:
+def draw(
+    folder: Path, history, steps, schedule, rates, train_images, test_images, augment, model, probabilities
+) -> None:
     """All figures of a run into ``folder``, instead of those that are there."""
     figures = {
         "samples": plots.samples(train_images),
         "augmented": plots.augmented(train_images, augment),
-        "lr_schedule": plots.applied(steps),
+        "lr_schedule": plots.applied(steps, schedule),
         "history": plots.history(history),
         "confusion": plots.confusion(confusion(model, test_images, probabilities)),
     }

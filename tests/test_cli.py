@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import eva_utils
-from eva_utils import Augment, InputError, ResNet9, cli, job
+from eva_utils import Augment, InputError, OneCycle, ResNet9, cli, job
 
 TRAIN = [
     "train", "--data", "digits", "--width", "4", "--epochs", "2", "--peak-epoch", "1", "--batch-size", "128",
@@ -251,13 +251,14 @@ def test_a_test_set_without_mistakes(tiny, tmp_path):
     train, test = tiny
     accuracy = {f"{split}_accuracy{ema}": 100.0 for split in ("train", "test") for ema in ("", "_ema")}
     loss = {f"{split}_loss{ema}": 0.1 for split in ("train", "test") for ema in ("", "_ema")}
-    steps = [{"epoch": epoch, "planned": 0.1, "applied": 0.1} for epoch in (0.0, 0.5)]
+    steps = [{"epoch": epoch, "applied": 0.1, "skipped": 0} for epoch in (0.0, 0.5)]
     right = torch.nn.functional.one_hot(test.labels, 3).float()
     history = [{"epoch": 1, **accuracy, **loss}]
     folder = tmp_path / "figures"
     (folder / "gradcam").mkdir(parents=True)
     (folder / "gradcam" / "01.png").touch()  # from a worse run before
-    job.draw(folder, history, steps, None, train, test, Augment(2, False, 4), ResNet9(3, 4), right)
+    plan = OneCycle(1, 0.5, 0.05, 0.1)
+    job.draw(folder, history, steps, plan, None, train, test, Augment(2, False, 4), ResNet9(3, 4), right)
     names = ("samples", "augmented", "lr_schedule", "history", "confusion", "misclassified", "gradcam")
     assert files(folder).keys() == {f"{name}.png" for name in names}
 

@@ -40,8 +40,7 @@ def found() -> LRRange:
 
 def steps() -> list[dict]:
     """The applied rate is another than the planned one, so that a figure cannot mix them up."""
-    rows = [{"epoch": i / 10, "planned": ONE_CYCLE(i / 10)} for i in range(60)]
-    return [row | {"applied": row["planned"] + 0.001 * (i % 3)} for i, row in enumerate(rows)]
+    return [{"epoch": i / 10, "applied": ONE_CYCLE(i / 10) + 0.001 * (i % 3), "skipped": 0} for i in range(60)]
 
 
 def history() -> list[dict]:
@@ -76,7 +75,7 @@ def cams(n: int = 3, height: int = 16, width: int = 16) -> Cams:
 
 DRAW = {
     "annihilation": lambda: plots.annihilation(ONE_CYCLE),
-    "applied": lambda: plots.applied(steps()),
+    "applied": lambda: plots.applied(steps(), ONE_CYCLE),
     "augmented": lambda: plots.augmented(images(), Augment(2, True, 4)),
     "confusion": lambda: plots.confusion(confused()),
     "gradcam": lambda: plots.gradcam(cams()),
@@ -257,7 +256,7 @@ def test_lr_range():
     (ax,) = figure.axes
     assert np.array_equal(ax.lines[0].get_xydata(), np.stack([rates.curve.lr, rates.curve.loss], 1))
     assert np.array_equal(ax.lines[1].get_xydata(), np.stack([rates.curve.lr, rates.curve.smooth], 1))
-    vertical = [x[0] for x in (line.get_xdata() for line in ax.lines[2:]) if x[0] == x[1]]
+    vertical = [line.get_xdata()[0] for line in ax.lines[2:] if len(line.get_xdata()) == 2]
     assert vertical == [rates.lr_min, rates.lr_max]
     assert f"LR_MIN = {rates.lr_min:.3g}" in texts(ax)
     assert f"LR_MAX = {rates.lr_max:.3g}" in texts(ax)
@@ -268,12 +267,41 @@ def test_lr_range():
     assert "nats" in ax.get_ylabel()
 
 
+def blown_up(height: float) -> LRRange:
+    """A curve that falls from 2.3 to 1.3 at a rate of 0.1, is up by ``height`` at 1, and comes down again."""
+    lr = np.geomspace(1e-3, 10, 90)
+    loss = np.interp(np.log10(lr), [-3, -2, -1, 0, 1], [2.3, 2.3, 1.3, 1.3 + height, 1.2])
+    lr_min, lr_max, reasons, curve = choose_rates(lr, loss)
+    return LRRange(lr_min, lr_max, reasons, curve, 1.0, {})
+
+
+@pytest.mark.parametrize("height", [1.5, 50])
+def test_lr_range_shows_the_blow_up_and_its_valley(height):
+    rates = blown_up(height)
+    (ax,) = plots.lr_range(rates).axes
+    start, peak, top = rates.curve.smooth[0], rates.curve.smooth.max(), ax.get_ylim()[1]
+    (dot,) = (line.get_xydata()[0] for line in ax.lines if line.get_label() == "valley")
+    assert 0.05 < dot[0] < 0.15  # and not the lower point behind the blow-up
+    assert dot[1] == rates.curve.smooth[rates.curve.lr <= rates.lr_max].min()
+    most = start + 1.5 * (start - dot[1])
+    assert min(peak, most) <= top <= most
+    assert "does not count" in texts(ax)
+    assert [patch.get_x() for patch in ax.patches] == [rates.lr_max]
+
+
+def test_lr_range_without_a_blow_up_shades_nothing():
+    (ax,) = plots.lr_range(found()).axes
+    assert not ax.patches
+    assert "does not count" not in texts(ax)
+
+
 def test_applied():
     rows = steps()
-    top, bottom = plots.applied(rows).axes
-    epoch, planned, used = ([row[key] for row in rows] for key in ("epoch", "planned", "applied"))
+    top, bottom = plots.applied(rows, ONE_CYCLE).axes
+    epoch, used = ([row[key] for row in rows] for key in ("epoch", "applied"))
+    planned = [ONE_CYCLE(x) for x in epoch]
     by_label = {line.get_label(): line for line in top.lines}
-    for label, values in (("planned by the policy", planned), ("applied by the optimizer", used)):
+    for label, values in (("plan: the policy, step by step", planned), ("applied by the optimizer", used)):
         assert by_label[label].get_xydata().tolist() == [list(pair) for pair in zip(epoch, values, strict=True)]
     (difference,) = bottom.lines
     np.testing.assert_array_equal(difference.get_ydata(), np.array(used) - np.array(planned))
@@ -281,11 +309,31 @@ def test_applied():
     assert f"{max(used):.4g} at epoch 2" in texts(top)
 
 
-def test_applied_as_planned_differs_by_zero():
-    rows = [row | {"applied": row["planned"]} for row in steps()]
-    _, bottom = plots.applied(rows).axes
-    assert texts(bottom).rstrip().count("60 steps: 0 ") == 1
+def follow(skipped: list[int]) -> list[dict]:
+    """The rows of a trainer that does what ONE_CYCLE says, where these steps were skipped."""
+    rows, taken = [], 0
+    for skip in skipped:
+        epoch = taken / (len(skipped) / 6)
+        rows.append({"epoch": epoch, "planned": ONE_CYCLE(epoch), "applied": ONE_CYCLE(epoch), "skipped": skip})
+        taken += not skip
+    return rows
+
+
+@pytest.mark.parametrize("skipped", [(), (0, 1), (7, 30)])
+def test_applied_as_planned_differs_by_zero(skipped):
+    _, bottom = plots.applied(follow([int(i in skipped) for i in range(78)]), ONE_CYCLE).axes
+    assert texts(bottom).rstrip().count("78 steps: 0 ") == 1
     assert not bottom.lines[0].get_ydata().any()
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+def test_applied_finds_a_shift_by_one_step_even_if_it_was_written_down_as_the_plan(by):
+    rows = follow([0] * 78)
+    shifted = [rows[min(max(i + by, 0), 77)] for i in range(78)]
+    _, bottom = plots.applied(shifted, ONE_CYCLE).axes
+    step = 0.38 / 2 / 13  # the way up: from 0.02 to 0.4 in two epochs of 13 steps
+    assert abs(bottom.lines[0].get_ydata()).max() == pytest.approx(step)
+    assert "78 steps: 0 " not in texts(bottom)
 
 
 def test_history():
@@ -313,12 +361,12 @@ def test_history_of_one_epoch():
 def test_confusion():
     figure = plots.confusion(confused())
     (ax,) = figure.axes
-    assert [int(text.get_text()) for text in ax.texts] == [50, 3, 0, 7, 40, 1, 0, 9, 30]
+    assert [text.get_text() for text in ax.texts] == ["50", "3", "", "7", "40", "1", "", "9", "30"]
     assert [label.get_text() for label in ax.get_xticklabels()] == list(CLASSES)
     assert [label.get_text() for label in ax.get_yticklabels()] == list(CLASSES)
     assert ax.get_xlabel() == "predicted class"
     assert ax.get_ylabel() == "true class"
-    assert "120 of 140 right (85.71 %)" in texts(ax)
+    assert "120 of 140 images right (85.71 %)" in figure.get_suptitle()
     named = figure.get_supxlabel()
     pairs = [named.find(f"{true} taken for {predicted}: {n}") for true, predicted, n in confused().most_confused()]
     assert len(pairs) == 4
@@ -328,7 +376,7 @@ def test_confusion():
 def test_confusion_without_mistakes():
     figure = plots.confusion(Confusion(np.diag([5, 5, 5]), CLASSES))
     assert "taken for" not in figure.get_supxlabel()
-    assert "100.00 %" in texts(figure.axes[0])
+    assert "100.00 %" in figure.get_suptitle()
 
 
 def test_misclassified():
@@ -339,6 +387,14 @@ def test_misclassified():
         assert np.array_equal(shown(ax), wrong.images.pixels[i].numpy())
         true, predicted = CLASSES[i % 3], CLASSES[(i + 1) % 3]
         assert texts(ax).split() == [f"{true},", "taken", "for", predicted, "(80", "%)"]
+
+
+def test_fewer_mistakes_do_not_make_larger_panels():
+    one, many = (plots.misclassified(mistakes(n)) for n in (1, 10))
+    for figure in (one, many):
+        figure.draw_without_rendering()
+    assert one.axes[0].get_window_extent().width <= 1.1 * many.axes[0].get_window_extent().width
+    assert one.get_figwidth() == many.get_figwidth() / 5
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (12, 20)])
@@ -372,7 +428,22 @@ def test_gradcam_rows(tmp_path, height, width):
     (ax,) = figure.axes
     words = [text.get_text() for text in ax.texts]
     assert [word for word in words if word.startswith("layer")] == ["layer1", "layer2"]
+    assert (words.count("predicted"), words.count("true")) == (2, 2)
     assert "predicted bee\n(80 %)\ntrue ant" in words
+
+
+@pytest.mark.parametrize("side", [48, 64, 96])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (20, 32), (32, 20)])
+def test_gradcam_words_lie_apart(monkeypatch, side, height, width):
+    monkeypatch.setattr(sys.modules[__name__], "CLASSES", ("automobile", "convertible car", "ox"))
+    figure = plots.gradcam(cams(3, height, width), side=side)
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    for box in boxes:
+        assert figure.bbox.containsx(box.x0)
+        assert figure.bbox.containsx(box.x1)
+        assert figure.bbox.containsy(box.y0)
+        assert figure.bbox.containsy(box.y1)
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 def test_augmented_has_the_originals_first():
@@ -382,7 +453,15 @@ def test_augmented_has_the_originals_first():
     for i, row in enumerate(grid):
         assert np.array_equal(shown(row[0]), several.pixels[i].numpy())
         assert not all(np.allclose(shown(row[0]) / 255, shown(ax), atol=0.01) for ax in row[1:])
-    assert [texts(ax).strip() for ax in grid[0]] == ["original", "epoch 1", "epoch 2", "epoch 3"]
+    assert [texts(ax).strip() for ax in grid[0]] == ["original", "draw 1", "draw 2", "draw 3"]
+
+
+def test_augmented_shows_one_image_of_each_class_first():
+    several = images(12)
+    several = several[several.labels.argsort(stable=True)]  # as a folder of images comes: four ants, four bees, ...
+    for count, places in ((2, [0, 4]), (3, [0, 4, 8]), (5, [0, 4, 8, 1, 2])):
+        grid = np.array(plots.augmented(several, None, count=count, epochs=1).axes, dtype=object).reshape(count, 2)
+        assert [shown(row[0]).tolist() for row in grid] == several.pixels[places].tolist()
 
 
 def test_augmented_columns_are_the_same_images_denormalised():

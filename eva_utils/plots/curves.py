@@ -7,7 +7,17 @@ import textwrap
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..lr_curve import TURNS
 from ._base import BLUE, COLORS, GREEN, ORANGE, RED, Picture, axes, styled
+
+
+def _legend_above(ax, points: float = 2) -> None:
+    """A legend in one row at the right end of the title's line, ``points`` above ``ax``: it covers no curve."""
+    size = 10  # points, the unit of the paddings
+    ax.legend(
+        loc="lower right", bbox_to_anchor=(1, 1), ncols=len(ax.get_legend_handles_labels()[0]), fontsize=size,
+        borderpad=0, borderaxespad=points / size, columnspacing=1.5,
+    )  # fmt: skip
 
 
 @styled
@@ -87,7 +97,7 @@ def schedule(policy, *, ax=None) -> Figure:
 
 @styled
 def lr_range(rates, *, ax=None) -> Figure:
-    """The range test: loss against rate, LR_MIN and LR_MAX marked, and the reason for each below."""
+    """The range test: loss against rate, LR_MIN, LR_MAX and the valley marked, and the reason for each rate below."""
     figure = None
     if ax is None:
         figure = Picture(8, 5)
@@ -95,18 +105,31 @@ def lr_range(rates, *, ax=None) -> Figure:
     curve = rates.curve
     ax.plot(curve.lr, curve.loss, color="0.75", lw=1, label="loss of each batch")
     ax.plot(curve.lr, curve.smooth, color=BLUE, lw=2.5, label="smoothed")
-    for lr, name, color in ((rates.lr_min, "LR_MIN", GREEN), (rates.lr_max, "LR_MAX", RED)):
+    # The names grow away from each other: the two rates may lie close together.
+    for lr, name, color, side in ((rates.lr_min, "LR_MIN", GREEN, "right"), (rates.lr_max, "LR_MAX", RED, "left")):
         ax.axvline(lr, color=color, lw=1.5, ls="--")
         ax.annotate(
             f"{name} = {lr:.3g}", (lr, 1), (0, 4), xycoords=("data", "axes fraction"), textcoords="offset points",
-            color=color, ha="center", annotation_clip=False,
+            color=color, ha=side, annotation_clip=False,
         )  # fmt: skip
-    finite = curve.smooth[np.isfinite(curve.smooth)]
-    low, start = finite.min(), finite[0]
+    counts = curve.lr <= rates.lr_max
+    low = int(curve.smooth[counts].argmin())
+    valley, start = curve.smooth[low], curve.smooth[0]
+    fall = start - valley
+    ax.plot(curve.lr[low], valley, "o", ms=8, color=BLUE, mec="white", label="valley")
     ax.set(xscale="log", xlabel="learning rate (log scale)", ylabel="training loss (nats)")
     ax.set_title("Learning-rate range test", pad=22)  # the names of the two rates stand between title and axes
-    ax.set_ylim(low - 0.15 * (start - low), start + 0.35 * (start - low))
-    ax.legend(loc="lower left")
+    # The blow-up is what LR_MAX stands before, so it is shown, but it must not flatten the valley.
+    top = min(curve.smooth.max() + 0.3 * fall, start + 1.5 * fall)
+    ax.set(ylim=(curve.smooth.min() - 0.15 * fall, top), xlim=ax.get_xlim())
+    if (curve.smooth[~counts] > valley + TURNS * fall).any():  # and not merely flat to its end
+        ax.axvspan(rates.lr_max, ax.get_xlim()[1], color="0.965", zorder=0)
+        if np.log(curve.lr[-1] / rates.lr_max) > 0.25 * np.log(curve.lr[-1] / curve.lr[0]):
+            ax.annotate(
+                "too high: does not count", (1, 1), (-6, -6), xycoords="axes fraction", textcoords="offset points",
+                ha="right", va="top", fontsize=9, color="0.4", bbox={"fc": "0.965", "ec": "none", "pad": 1},
+            )  # fmt: skip
+    _legend_above(ax, 24)
     if figure is not None:
         words = [f"{name}: {rates.reasons[key]}" for name, key in (("LR_MIN", "lr_min"), ("LR_MAX", "lr_max"))]
         text = "\n".join(line for sentence in words for line in textwrap.wrap(sentence, 115))
@@ -115,12 +138,18 @@ def lr_range(rates, *, ax=None) -> Figure:
 
 
 @styled
-def applied(steps: list[dict]) -> Figure:
-    """Planned and applied rate of every step (``Run.steps``), one on the other, and their difference."""
-    epoch, planned, used = (np.array([row[key] for row in steps]) for key in ("epoch", "planned", "applied"))
+def applied(steps: list[dict], policy) -> Figure:
+    """Planned and applied rate of every step of a run (``Run.steps``), one on the other, and their difference.
+
+    The plan is worked out again, from ``policy`` and the steps' number alone: what training wrote down is no witness.
+    """
+    used = np.array([row["applied"] for row in steps])
+    took = np.array([not row["skipped"] for row in steps])
+    epoch = (took.cumsum() - took) * policy.epochs / len(steps)  # before each step; a skipped one makes the plan wait
+    planned = np.array([policy(x) for x in epoch.tolist()])
     figure = Picture(8, 4.8)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    top.plot(epoch, planned, color=ORANGE, lw=6, alpha=0.5, label="planned by the policy")
+    top.plot(epoch, planned, color=ORANGE, lw=6, alpha=0.5, label="plan: the policy, step by step")
     top.plot(epoch, used, color=BLUE, lw=1.5, label="applied by the optimizer")
     peak = int(used.argmax())
     top.annotate(
@@ -154,8 +183,11 @@ def history(rows: list[dict]) -> Figure:
             values = np.array([row[key] for row in rows])
             last = f"{values[-1]:.2f} %" if what == "accuracy" else f"{values[-1]:.3f}"
             ax.plot(epoch, values, color=color, lw=1.8, marker=marker, label=f"{label}: {last}")
-        ax.set(xlabel="epoch", ylabel=f"{what} ({unit})", title=f"{what.capitalize()}, after the last epoch:")
-        ax.legend(loc="upper right" if what == "loss" else "lower right", fontsize=9)
+        ax.set(xlabel="epoch", ylabel=f"{what} ({unit})", title=what.capitalize())
+        ax.legend(
+            loc="upper right" if what == "loss" else "lower right", fontsize=9,
+            title="after the last epoch", title_fontsize=9, alignment="left",
+        )  # fmt: skip
         ax.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
@@ -179,7 +211,7 @@ def parity(pairs: dict, epochs: float, steps_per_epoch: int) -> Figure:
         ax.plot(epoch[::4], theirs[::4], ".", ms=4, color=BLUE, label=f"torch, {title}")
         gap = abs(ours - theirs).max()
         ax.set(xlabel="epoch", ylabel="learning rate", title=f"{title}: largest difference {gap:.1g}")
-        ax.legend(loc="upper right")
+        _legend_above(ax)
     return figure
 
 
@@ -197,7 +229,16 @@ def annihilation(policy) -> Figure:
         ax.axvspan(start, policy.epochs, color="0.92")
         ax.plot(epoch, np.interp(epoch, knots, rates), color=ORANGE, lw=2, label="with annihilation")
         ax.plot(epoch, policy(epoch), color=BLUE, lw=2, label="without: ends at LR_MIN")
-        ax.set(xlabel="epoch", ylabel=f"learning rate ({scale} scale)", yscale=scale, xlim=(0, policy.epochs))
+        ax.set(xlabel="epoch", ylabel="learning rate", title=f"{scale} scale", yscale=scale, xlim=(0, policy.epochs))
         if scale == "linear":
-            ax.legend(loc="upper right")
+            middle = (start + policy.epochs) / 2
+            ax.text(
+                middle, 0.95, "annihilation", transform=ax.get_xaxis_transform(), rotation=90, ha="center", va="top"
+            )
+        else:  # the lower half is empty
+            ax.legend(loc="center left", fontsize=9)
+            ax.annotate(
+                "annihilation: the last tenth,\ndown to LR_MIN / 100", (start, 0.04), (-6, 0), ha="right",
+                xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=9,
+            )  # fmt: skip
     return figure

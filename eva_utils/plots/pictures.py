@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import torch
 from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 
 from ..batches import loader
 from ._base import DPI, Picture, styled
@@ -16,10 +18,13 @@ as_they_are = rc_context({"text.parse_math": False})  # the names of classes: "5
 
 
 def _grid(count: int, columns: int, width: float = 8.5, caption: float = 0.42):
-    """A figure of ``count`` square panels without ticks, with ``caption`` inches above each for a title."""
-    columns = min(columns, count)
+    """A figure of ``count`` square panels without ticks, with ``caption`` inches above each for a title.
+
+    ``width``: inches of a full row; fewer panels make a narrower figure and not larger panels.
+    """
+    panel, columns = width / columns, min(columns, count)
     rows = -(-count // columns)
-    figure = Picture(width, rows * (width / columns + caption))
+    figure = Picture(columns * panel, rows * (panel + caption))
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in panels:
         ax.axis("off")
@@ -58,9 +63,12 @@ def samples(images, per_class: int = 8) -> Figure:
 
 @styled
 def augmented(images, augment, count: int = 6, epochs: int = 7, seed: int = 0) -> Figure:
-    """``count`` images as they are (left), and as training sees them in ``epochs`` different epochs."""
+    """``count`` images, of different classes where there are enough, as they are (left) and in ``epochs`` draws of
+    ``augment``, such as training sees them."""
     count = min(count, len(images))
-    chosen = images[torch.arange(count)]
+    firsts = np.unique(images.labels.cpu().numpy(), return_index=True)[1][:count]
+    others = np.setdiff1d(np.arange(len(images)), firsts)[: count - len(firsts)]
+    chosen = images[torch.from_numpy(np.concatenate([firsts, others]))]
     figure = Picture((epochs + 1) * 0.95, count * 0.95 + 0.3)
     grid = figure.subplots(count, epochs + 1, squeeze=False)
     for ax, pixels in zip(grid[:, 0], chosen.pixels.cpu().numpy(), strict=True):
@@ -71,7 +79,7 @@ def augmented(images, augment, count: int = 6, epochs: int = 7, seed: int = 0) -
         ((x, place),) = batches.epoch(epoch)
         for ax, picture in zip(column, denormalize(x[place.argsort()], images.mean, images.std), strict=True):
             ax.imshow(picture, interpolation="nearest")
-        column[0].set_title(f"epoch {epoch + 1}", fontsize=9, loc="center", fontweight="normal")
+        column[0].set_title(f"draw {epoch + 1}", fontsize=9, loc="center", fontweight="normal")
     grid[0, 0].set_title("original", fontsize=9, loc="center")
     for ax in grid.flat:
         ax.axis("off")
@@ -89,17 +97,20 @@ def confusion(confusion, pairs: int = 5) -> Figure:
     size = max(5.0, 0.62 * len(classes) + 1.5)
     figure = Picture(size + 0.8, size + 0.6)
     ax = figure.subplots()
-    annotate = len(classes) <= 20
+    numbers = np.where(counts, counts.astype(str), "") if len(classes) <= 20 else False
     sns.heatmap(
-        wrong, annot=counts if annotate else False, fmt="d", cmap="Reds", square=True, cbar=False, linewidths=0.5,
+        wrong, annot=numbers, fmt="", cmap="Reds", square=True, cbar=False, linewidths=0.5,
         ax=ax, xticklabels=classes, yticklabels=classes, annot_kws={"fontsize": 9},
     )  # fmt: skip
     for i in range(len(classes)):
         ax.add_patch(_cell(i))
     right, n = int(np.trace(counts)), int(counts.sum())
     ax.set(xlabel="predicted class", ylabel="true class")
-    ax.set_title(f"{right:,} of {n:,} right ({100 * right / n:.2f} %); red: mistakes")
-    ax.tick_params(axis="x", rotation=45)
+    # Over the whole figure: with few classes the matrix is narrower than this.
+    figure.suptitle(
+        f"{right:,} of {n:,} images right ({100 * right / n:.2f} %); red: mistakes", fontsize=12, fontweight="bold"
+    )
+    ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
     ax.tick_params(axis="y", rotation=0)
     worst = [f"{true} taken for {predicted}: {count}" for true, predicted, count in confusion.most_confused(pairs)]
     figure.supxlabel("Most confused:  " + ",  ".join(worst[:3]) + "\n" + ",  ".join(worst[3:]), fontsize=10)
@@ -109,7 +120,7 @@ def confusion(confusion, pairs: int = 5) -> Figure:
 def _cell(i: int):
     from matplotlib.patches import Rectangle
 
-    return Rectangle((i, i), 1, 1, fill=False, edgecolor="0.5", lw=1)
+    return Rectangle((i, i), 1, 1, fill=False, edgecolor="0.5", lw=1, clip_on=False)
 
 
 @styled
@@ -132,7 +143,8 @@ def misclassified(mistakes, columns: int = 5) -> Figure:
 @as_they_are
 def gradcam(cams, side: int = 64) -> Figure:
     """Grad-CAM, a row an image: the image, then for each layer the overlay and the heat map for the class that was
-    predicted, and the overlay for the class that was right. ``side``: of a panel, about, in screen pixels."""
+    predicted, and the overlay for the class that was right. ``side``: of a panel, about, in screen pixels; the text
+    grows with it."""
     if not len(cams.mistakes):
         return _nothing()
     pixels = cams.mistakes.images.pixels.cpu().numpy()
@@ -142,25 +154,33 @@ def gradcam(cams, side: int = 64) -> Figure:
     chosen, right = (maps[..., ::every, ::every] for maps in (cams.predicted, cams.true))
     n, h, w, _ = pixels.shape
     zoom = max(1, side // max(h, w))
-    gap, head, label = 4, 56, 118  # screen pixels
+    size = 10 * side / 64  # points
+    # The longest line there can be, not only in these rows: figures of one run can stand below each other.
+    longest = [line for name in cams.mistakes.images.classes for line in f"predicted {name}".split("\n")]
+    wide = max(TextPath((0, 0), line, size=size).get_extents().width for line in longest)
+    gap, head, label = 4, 3 * side // 4, math.ceil(wide * DPI / 72) + 16  # screen pixels
     columns = 1 + 3 * len(cams.layers)
-    step_x, step_y = w * zoom + gap, h * zoom + gap
+    # Room for the words over the columns and for three lines beside each row, whatever the shape of the images.
+    step_x, step_y = max(w * zoom, side // 2) + gap, max(h * zoom, 4 * side // 5) + gap
     # One canvas, one pixel of it one pixel of the PNG: sharp, small, and much faster than hundreds of axes.
     canvas = np.full((head + n * step_y, label + columns * step_x + 2 * gap * len(cams.layers), 3), 255, np.uint8)
     figure = Picture(canvas.shape[1] / DPI, canvas.shape[0] / DPI, layout=None)
     ax = figure.add_axes((0, 0, 1, 1))
     ax.axis("off")
-    text = {"fontsize": 7.5, "va": "center"}
+    text = {"fontsize": size, "va": "center"}
 
     def left(column: int) -> int:  # a wider gap before each layer
         return label + column * step_x + 2 * gap * ((column + 2) // 3)
 
+    def title(column: float, line: int, words: str, **style) -> None:
+        ax.text(left(int(column)) + column % 1 * step_x + w * zoom / 2, (0.19, 0.53)[line] * side, words, ha="center",
+                **text | style)  # fmt: skip
+
+    title(0, 1, "image")
     for j, layer in enumerate(cams.layers):
-        middle = left(2 + 3 * j) + w * zoom / 2
-        ax.text(middle, 10, layer, ha="center", fontsize=10, fontweight="bold", va="center")
-        for k, words in enumerate(("predicted\noverlay", "predicted\nheat map", "true class\noverlay")):
-            ax.text(left(1 + 3 * j + k) + w * zoom / 2, 39, words, ha="center", **text)
-    ax.text(left(0) + w * zoom / 2, 39, "image", ha="center", **text)
+        title(3 * j + 2, 0, layer, fontweight="bold")
+        title(3 * j + 1.5, 1, "predicted")
+        title(3 * j + 3, 1, "true")
     for i in range(n):
         top = head + i * step_y
         panels = [pixels[i]]
