@@ -54,12 +54,12 @@ def choose_rates(lr: np.ndarray, loss: np.ndarray) -> tuple[float, float, dict[s
         raise InputError(
             f"the loss falls too abruptly at a rate of {lr_min:.3g} to tell two rates apart; take more steps"
         )
-    valley = f"the loss falls from {smooth[0]:.2f} to {smooth[low]:.2f} (at a rate of {lr[low]:.3g})"
-    last = (
-        "beyond this rate it turns up again" if edge < end else "and it never turns up again: this is its lowest point"
-    )
+    up_again = f"come up again by {TURNS:.0%} of its fall"
     reasons = {
-        "lr_min": f"{valley}; here it has made {LEARNS:.0%} of that, the network has begun to learn.",
-        "lr_max": f"{valley}; {last}.",
+        "lr_min": f"the loss falls from {smooth[0]:.2f} to {smooth[low]:.2f} (at a rate of {lr[low]:.3g}); here it has "
+        f"made {LEARNS:.0%} of that: the network has begun to learn.",
+        "lr_max": f"the last rate before the loss has {up_again}."
+        if edge < end
+        else f"the loss has not {up_again} anywhere: this is its lowest point.",
     }
     return lr_min, lr_max, reasons, Curve(lr, loss, smooth)
