@@ -151,7 +151,7 @@ def solution_a(job: Job):
     model = job.network(logit_scale=1.0)
     model.layer1.__class__ = model.layer3.__class__ = SkipTwice
     schedule = Cosine(job.epochs, job.peak, 0.0609, 0.609, 0.0609 / 1e4)
-    options = {"momentum": 0.95, "label_smoothing": 0.0, "trainer": CyclicMomentum}
+    options = {"momentum": 0.95, "weight_decay": 5e-4, "label_smoothing": 0.0, "trainer": CyclicMomentum}
     return model, schedule, {"augment": per_image(job.train, 2, 4), "batch_size": BATCH, **options}
 
 
@@ -161,7 +161,7 @@ def cifar10_fast(job: Job):
     (github.com/davidcpage/cifar10-fast; Cutout of 8 x 8 as there. Its rates are per batch of 512 as ours.)
     """
     schedule = Triangle(job.epochs, job.peak, 0.4)
-    return job.network(), schedule, {"batch_size": BATCH, "label_smoothing": 0.0}
+    return job.network(), schedule, {"batch_size": BATCH, "weight_decay": 5e-4, "label_smoothing": 0.0}
 
 
 def variant(**changes) -> Callable:
