@@ -113,7 +113,8 @@ def explain(run) -> None:
     run = Path(run)
     config, results = (read_json(run / name) for name in ("config.json", "results.json"))
     rates = LRRange.load(run / "lr_range.json") if (run / "lr_range.json").is_file() else None
-    model = load_model(run)
+    device = choose_device()
+    model = load_model(run).to(device)
     try:
         data, root, precision = config["data"], config["root"], results["precision"]
         augment = Augment(config["padding"], config["flip"], config["cutout"])
@@ -126,7 +127,7 @@ def explain(run) -> None:
     if (k := len(test_images.classes)) != (found := model.head.linear.out_features):
         raise InputError(f"data {data!r} has {k} classes, but the model of {str(run)!r} has {found}")
     try:
-        precision = choose_precision(choose_device("cpu"), precision)
+        precision = choose_precision(device, precision)
     except InputError:
         precision = "auto"  # it ran in fp16 on a GPU, which no CPU has
     probabilities = predict(model, test_images, precision=precision)
