@@ -125,7 +125,7 @@ def ours(
     augment=eva.Augment(),  # noqa: B008 - it is frozen
     **options,
 ):
-    """Found rates and no annihilation; scaled logits, label smoothing, reflect padding, EMA.
+    """Found rates and no annihilation; scaled logits, label smoothing, reflect padding, alternating flip, EMA.
 
     end: put annihilation back, down to this rate. Other arguments leave an ingredient out.
     """
@@ -161,7 +161,12 @@ def cifar10_fast(job: Job):
     (github.com/davidcpage/cifar10-fast; Cutout of 8 x 8 as there. Its rates are per batch of 512 as ours.)
     """
     schedule = Triangle(job.epochs, job.peak, 0.4)
-    return job.network(), schedule, {"batch_size": BATCH, "weight_decay": 5e-4, "label_smoothing": 0.0}
+    augment = eva.Augment(alternate=False)
+    return (
+        job.network(),
+        schedule,
+        {"augment": augment, "batch_size": BATCH, "weight_decay": 5e-4, "label_smoothing": 0.0},
+    )
 
 
 def variant(**changes) -> Callable:
@@ -173,7 +178,8 @@ ABLATIONS = {
     "ours": ours,
     "ours, plain logits": variant(logit_scale=1.0),
     "ours, no label smoothing": variant(label_smoothing=0.0),
-    "ours, zero padding": variant(augment="zero padding"),
+    "ours, flip at random": variant(augment=eva.Augment(alternate=False)),
+    "ours, zero padding and flip at random": variant(augment="zero padding"),
     "ours, no weight decay": variant(weight_decay=0.0),
     "ours, with annihilation": variant(end=1e-5),
     "ours, albumentations engine": variant(engine="albumentations"),

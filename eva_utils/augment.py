@@ -54,6 +54,8 @@ class Augment:
     padding: pixels added on each side (mirrored at the edge, the edge itself not repeated) before a crop of the
         original size; 0 for none.
     flip: mirror left and right with probability 1/2.
+    alternate: draw that for the first epoch alone, and mirror every other time from then on, so that of two epochs one
+        shows an image as it is and one mirrored. Source: K. Jordan, arXiv:2404.00498.
     cutout: side of one square hole, wholly inside the crop and equally likely everywhere there, filled with the mean
         colour; 0 for none. Source: T. DeVries, G. W. Taylor, arXiv:1708.04552.
     """
@@ -61,6 +63,7 @@ class Augment:
     padding: int = 4
     flip: bool = True
     cutout: int = 8
+    alternate: bool = True
 
     def __post_init__(self) -> None:
         check("padding", self.padding, self.padding >= 0, "0 or more pixels")

@@ -67,7 +67,10 @@ def loader(
     if isinstance(augment, Augment):
         if engine == "batch":
             return DeviceLoader(images, augment, batch_size, seed, device, shard)
-        augment = augment.albumentations(images.mean, images.std, *size)
+        alternate = augment.flip and augment.alternate  # a pipeline knows of no epochs, so the loader does it
+        pipeline = dataclasses.replace(augment, flip=augment.flip and not alternate)
+        augment = pipeline.albumentations(images.mean, images.std, *size)
+        return WorkerLoader(images, augment, batch_size, seed, device, shard, workers, alternate)
     return WorkerLoader(images, augment, batch_size, seed, device, shard, workers)
 
 
@@ -117,6 +120,11 @@ class _Loader:
         # Always a CPU generator, so that every device sees the same order, crops, flips and holes.
         return torch.Generator().manual_seed(seed_for(self.seed, epoch))
 
+    def _flips(self, order: torch.Tensor, epoch: int) -> torch.Tensor:
+        """``Augment.alternate``: 0 or 1 for each image of ``order``."""
+        first = torch.randint(2, order.shape, generator=torch.Generator().manual_seed(seed_for(self.seed)))
+        return (first[order] + epoch) % 2
+
 
 class DeviceLoader(_Loader):
     """Whole batches, made on the device where the data set lives as uint8.
@@ -136,7 +144,10 @@ class DeviceLoader(_Loader):
         generator = self._generator(epoch)
         n, height, width, _ = self.images.pixels.shape
         order = torch.randperm(n, generator=generator)
-        draws = self.augment.draw(n, height, width, generator).to(self.device)
+        draws = self.augment.draw(n, height, width, generator)
+        if self.augment.flip and self.augment.alternate:
+            draws = dataclasses.replace(draws, flip=self._flips(order, epoch))
+        draws = draws.to(self.device)
         there = order.to(self.device)
         labels, start = self.images.labels[there], there * (height * width)
         for i in range(0, len(self.parts), AHEAD):
@@ -161,9 +172,19 @@ class DeviceLoader(_Loader):
 class WorkerLoader(_Loader):
     """Image by image through an albumentations pipeline, in ``workers`` processes (0: in this one)."""
 
-    def __init__(self, images: Images, transform, batch_size: int, seed: int, device, shard, workers: int) -> None:
+    def __init__(
+        self,
+        images: Images,
+        transform,
+        batch_size: int,
+        seed: int,
+        device,
+        shard,
+        workers: int,
+        alternate: bool = False,
+    ) -> None:
         super().__init__(images, batch_size, seed, device, shard)
-        self.transform, self.workers = transform, workers
+        self.transform, self.workers, self.alternate = transform, workers, alternate
 
     def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         order = torch.randperm(len(self.images), generator=self._generator(epoch))
@@ -199,6 +220,7 @@ class _WholeBatches(torch.utils.data.Dataset):
     def __init__(self, loader: WorkerLoader, order: torch.Tensor, epoch: int) -> None:
         self.images, self.transform, self.parts = loader.images, loader.transform, loader.parts
         self.order, self.seed = order, (loader.seed, epoch)
+        self.flips = loader._flips(order, epoch) if loader.alternate else torch.zeros_like(order)
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -215,7 +237,8 @@ class _WholeBatches(torch.utils.data.Dataset):
         # process makes it. All steps of the pipeline draw from it: seeded alike, two flips would always agree.
         seed = seed_for(*self.seed, place)
         self.transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        return self.transform(image=self.images.pixels[k].numpy())["image"]
+        pixels = self.images.pixels[k]
+        return self.transform(image=(pixels.flip(1) if self.flips[place] else pixels).numpy())["image"]
 
 
 def _one_thread(worker: int) -> None:

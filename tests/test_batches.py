@@ -1,5 +1,6 @@
 """The loaders: every image once an epoch, and nothing but (seed, epoch) decides what comes."""
 
+import dataclasses
 import os
 import random
 import signal
@@ -288,3 +289,45 @@ def test_how_many_batches_are_prepared_at_once_changes_nothing(tiny, monkeypatch
     for batches in zip(*found, strict=True):
         for x, y in batches:
             assert torch.equal(x, batches[0][0]) and torch.equal(y, batches[0][1])
+
+
+# Alternating flip
+
+
+@pytest.mark.parametrize("engine", ["batch", "albumentations"])
+def test_an_image_is_mirrored_every_other_time(tiny, engine):
+    train, _ = tiny
+    named = dataclasses.replace(train, labels=torch.arange(len(train)))  # its place as label
+    batches = loader(named, Augment(padding=0, cutout=0), 8, engine=engine, workers=0)
+    plain = torch.cat([x for x, _ in loader(named, None, 8, workers=0).epoch(0)])
+    places = torch.cat([y for _, y in loader(named, None, 8, workers=0).epoch(0)])
+    plain = plain[places.argsort()]
+    mirrored = []
+    for epoch in range(4):
+        x, y = (torch.cat(parts) for parts in zip(*batches.epoch(epoch), strict=True))
+        x = x[y.argsort()]
+        mirrored.append(torch.tensor([bool((a - b).abs().max() > 1e-4) for a, b in zip(x, plain, strict=True)]))
+        expected = torch.where(mirrored[-1][:, None, None, None], plain.flip(3), plain)
+        torch.testing.assert_close(x, expected, atol=1e-5, rtol=0)
+    assert 4 < mirrored[0].sum() < 28  # at random at first
+    assert mirrored[1].equal(~mirrored[0]) and mirrored[2].equal(mirrored[0]) and mirrored[3].equal(mirrored[1])
+
+
+@pytest.mark.parametrize("engine", ["batch", "albumentations"])
+def test_or_at_random(tiny, engine):
+    named = dataclasses.replace(tiny[0], labels=torch.arange(len(tiny[0])))
+    augment = Augment(padding=0, cutout=0, alternate=False)
+    batches = loader(named, augment, 8, engine=engine, workers=0)
+    seen = []
+    for epoch in range(2):
+        x, y = (torch.cat(parts) for parts in zip(*batches.epoch(epoch), strict=True))
+        seen.append(x[y.argsort()])
+    same = sum(torch.allclose(a, b, atol=1e-5) for a, b in zip(*seen, strict=True))
+    assert 4 < same < 28
+
+
+def test_both_engines_mirror_the_same_images(tiny):
+    order = torch.randperm(32, generator=torch.Generator().manual_seed(5))
+    first, second = (loader(tiny[0], engine=engine, batch_size=8) for engine in ("batch", "albumentations"))
+    assert first._flips(order, 3).equal(second._flips(order, 3))
+    assert not first._flips(order, 3).equal(loader(tiny[0], batch_size=8, seed=1)._flips(order, 3))
