@@ -180,7 +180,7 @@ ABLATIONS = {
     "ours, no label smoothing": variant(label_smoothing=0.0),
     "ours, flip at random": variant(augment=eva.Augment(alternate=False)),
     "ours, zero padding and flip at random": variant(augment="zero padding"),
-    "ours, no weight decay": variant(weight_decay=0.0),
+    "ours, half the weight decay": variant(weight_decay=5e-4),
     "ours, with annihilation": variant(end=1e-5),
     "ours, albumentations engine": variant(engine="albumentations"),
 }

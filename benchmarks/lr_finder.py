@@ -162,7 +162,7 @@ def accuracy(setting: Setting, seed: int, lr_min: float, lr_max: float, root: st
         keep_memory()
     epochs = DIGITS_EPOCHS if setting.data == "digits" else EPOCHS
     batches = loader(train, augment(setting), setting.batch, seed=seed, device=device)
-    settings = {"seed": seed, "momentum": 0.9, "weight_decay": 5e-4, "label_smoothing": setting.smoothing, "ema": 0.05}
+    settings = {"seed": seed, "momentum": 0.9, "weight_decay": 1e-3, "label_smoothing": setting.smoothing, "ema": 0.05}
     schedule = eva.OneCycle(epochs, epochs * 5 / 24, lr_min, lr_max)
     trainer = Trainer(network(setting, seed), batches, schedule, settings, precision)
     try:

@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--flip", action=argparse.BooleanOptionalAction, default=True, help="mirror half of the images (yes)")
     add("--cutout", type=int, default=8, help="side of the Cutout hole in pixels, 0 for none (%(default)s)")
     add("--label-smoothing", type=float, default=0.2, help="of the training loss (%(default)s)")
-    add("--weight-decay", type=float, default=5e-4, help="of SGD (%(default)s)")
+    add("--weight-decay", type=float, default=1e-3, help="of SGD (%(default)s)")
     add(
         "--ema", type=float, default=0.05, help="weights are averaged over this share of the steps so far (%(default)s)"
     )

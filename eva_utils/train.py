@@ -54,7 +54,7 @@ def fit(
     batch_size: int = 512,
     seed: int = 0,
     momentum: float = 0.9,
-    weight_decay: float = 5e-4,
+    weight_decay: float = 1e-3,
     label_smoothing: float = 0.2,
     ema: float = 0.05,
     precision: str = "auto",
