@@ -172,17 +172,7 @@ class DeviceLoader(_Loader):
 class WorkerLoader(_Loader):
     """Image by image through an albumentations pipeline, in ``workers`` processes (0: in this one)."""
 
-    def __init__(
-        self,
-        images: Images,
-        transform,
-        batch_size: int,
-        seed: int,
-        device,
-        shard,
-        workers: int,
-        alternate: bool = False,
-    ) -> None:
+    def __init__(self, images, transform, batch_size, seed, device, shard, workers: int, alternate=False) -> None:
         super().__init__(images, batch_size, seed, device, shard)
         self.transform, self.workers, self.alternate = transform, workers, alternate
 

@@ -199,13 +199,7 @@ def _main(argv: list[str] | None) -> int:
         print("\neva-utils: stopped; the same command goes on from what is done", file=sys.stderr)
         return 128 + (stop.args or (signal.SIGINT,))[0]
     except (MemoryError, RuntimeError) as error:  # torch's own, of a GPU and of a CPU
-        words = (
-            "out of memory",
-            "can't allocate memory",
-            "not enough memory",
-            "ALLOC_FAILED",
-            "unable to find an engine",
-        )
+        words = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED", "unable to find an engine")
         if not isinstance(error, MemoryError) and not any(these in str(error) for these in words):
             raise
         what = str(error).split("\n")[0]

@@ -49,7 +49,7 @@ def test_the_run_is_the_assignments(results):
     expected = {"epochs": 24, "peak_epoch": 5, "batch_size": 512, "width": 64, "seed": 0, "padding": 4, "flip": True}
     assert config.items() >= (expected | {"cutout": 8, "lr_min": "find", "lr_max": "find"}).items()
     assert (results["n_train"], results["n_test"], results["params"]) == (50_000, 10_000, 6_573_120)
-    assert results["test_accuracy_ema"] >= 90.5
+    assert results["test_accuracy_ema"] >= 91
 
 
 def test_the_applied_rate_is_the_planned_one_at_every_step(results):
@@ -107,7 +107,7 @@ def test_the_tables_are_what_was_measured(page):
 
 
 def test_a_table_that_is_out_of_date_is_noticed():
-    old = README.replace("| 24 | 0.0079 to 0.33 |", "| 24 | 0.0080 to 0.33 |")
+    old = re.sub(r"\| 24 \| 0\.\d+ to ", "| 24 | 0.123 to ", README)
     assert old != README
     assert tool("update_tables").updated(old) == README
 
