@@ -171,7 +171,7 @@ def draw(
     mistakes = misclassified(model, test_images, probabilities).pick(25)
     cams = gradcam(model, mistakes)
     figures |= {"misclassified": plots.misclassified(mistakes), "gradcam": plots.gradcam(cams)}
-    figures |= {f"gradcam/{i + 1:02}": plots.gradcam(cams[i : i + 1], side=96) for i in range(len(mistakes))}
+    figures |= {f"gradcam/{i + 1:02}": plots.gradcam(cams[i : i + 1]) for i in range(len(mistakes))}
     shutil.rmtree(folder, ignore_errors=True)  # only now, when all of them are drawn
     for name, figure in figures.items():
         plots.save(figure, folder / f"{name}.png")

@@ -273,7 +273,7 @@ CHANGES = {
     "lr_max: 0.1 there, 0.2 here": {"schedule": OneCycle(3, 1, 0.01, 0.2)},
     "epochs: 3 there, 4 here": {"schedule": OneCycle(4, 1, 0.01, 0.1)},
     "engine: 'batch' there, 'albumentations' here": {"engine": "albumentations", "workers": 0},
-    "weight_decay: 0.0005 there, 0 here": {"weight_decay": 0},
+    "weight_decay: 0.001 there, 0 here": {"weight_decay": 0},
     "augment: .*'cutout': 4.* there, .*'cutout': 0.* here": {"augment": Augment(2, cutout=0)},
 }
 
