@@ -9,17 +9,41 @@ import numpy as np
 from .errors import InputError
 
 LEARNS = 0.2  # LR_MIN: this share of the loss's fall is made, the network has begun to learn
-TURNS = 0.15  # LR_MAX: the loss has not yet risen again by this share of its fall
-SMOOTH = 9  # steps in the centred mean: centred, because an average of the past would move the curve to the right
+BEYOND = 6  # LR_MAX over the rate at which half of the fall is made; chosen by benchmarks/lr_finder.py
+TURNS = 0.15  # and LR_MAX is never where the loss has risen again by this share of its fall
+SMOOTH = 11  # steps in the centred mean: centred, because an average of the past would move the curve to the right
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Arrays (steps,): the rate of each step, the loss of its batch in nats, and the loss smoothed."""
+    """Arrays (steps,): the rate of each step, the loss of its batch in nats, and the loss smoothed.
+
+    Smoothed it is a mean over ``SMOOTH`` steps, where a loss above the first ones counts as the highest of those.
+    """
 
     lr: np.ndarray
     loss: np.ndarray
     smooth: np.ndarray
+
+    def valley(self) -> tuple[int, int]:
+        """The step with the lowest smoothed loss of the valley, and the first step behind it (or their number).
+
+        The valley ends where the loss has come up again by ``TURNS`` of its fall so far. What comes later does not
+        count, however low: a network may recover from a blow-up while the test goes on, or give up and just guess.
+        """
+        lowest = np.minimum.accumulate(self.smooth)
+        fall = lowest[0] - lowest
+        # Before half of the fall is made, a small rise is only noise.
+        up = (self.smooth > lowest + TURNS * fall) & (fall >= fall[-1] / 2)
+        edge = int(up.argmax()) if up.any() else len(up)
+        return int(self.smooth[:edge].argmin()), edge
+
+    def rate_at(self, share: float) -> float:
+        """The rate at which this share (above 0) of the fall is made, between two steps."""
+        lowest = np.minimum.accumulate(self.smooth[: self.valley()[0] + 1])
+        made = (lowest[0] - lowest) / (lowest[0] - lowest[-1])
+        after = int(np.argmax(made >= share))
+        return float(np.exp(np.interp(share, made[after - 1 : after + 1], np.log(self.lr[after - 1 : after + 1]))))
 
 
 def choose_rates(lr: np.ndarray, loss: np.ndarray) -> tuple[float, float, dict[str, str], Curve]:
@@ -33,33 +57,29 @@ def choose_rates(lr: np.ndarray, loss: np.ndarray) -> tuple[float, float, dict[s
             "the curve is too short to read; lower lr_start"
         )
     half = SMOOTH // 2
-    smooth = np.array([loss[max(0, i - half) : i + half + 1].mean() for i in range(end)])
-    lowest = np.minimum.accumulate(smooth)
-    fall = smooth[0] - lowest
-    # Before half of the fall is made, a small rise is only noise.
-    up = (smooth > lowest + TURNS * fall) & (fall >= fall[-1] / 2)
-    edge = int(up.argmax()) if up.any() else end  # the first step behind the valley
-    low = int(smooth[:edge].argmin())
-    fell = fall[low]
+    # How far a blow-up goes means nothing, but the mean would carry it back to rates before it.
+    level = np.minimum(loss, loss[:half].max())
+    curve = Curve(lr, loss, np.array([level[max(0, i - half) : i + half + 1].mean() for i in range(end)]))
+    low, edge = curve.valley()
+    start, bottom = curve.smooth[0], curve.smooth[low]
     noise = np.std(np.diff(loss[: low + 1])) / np.sqrt(SMOOTH) if low > 1 else np.inf
-    if fell < max(5 * noise, 0.01 * abs(smooth[0])):
+    if start - bottom < max(5 * noise, 0.01 * abs(start)):
         raise InputError(
-            f"the curve of the range test is flat: the loss fell by {fell:.3g} from {smooth[0]:.3g} between rates "
-            f"{lr[0]:.3g} and {lr[-1]:.3g}; check data and model, or take a wider range"
+            f"the curve of the range test is flat: the loss fell by {start - bottom:.3g} from {start:.3g} between "
+            f"rates {lr[0]:.3g} and {lr[-1]:.3g}; check data and model, or take a wider range"
         )
-    start = int(np.argmax(smooth <= smooth[0] - LEARNS * fell))
-    # A curve that never turns up is flat at its end: nothing is gained beyond its lowest point.
-    lr_min, lr_max = float(lr[start]), float(lr[edge - 1] if edge < end else lr[low])
+    middle, last = curve.rate_at(0.5), float(lr[edge - 1])
+    lr_min, lr_max = curve.rate_at(LEARNS), min(BEYOND * middle, last)
     if lr_min >= lr_max:
         raise InputError(
             f"the loss falls too abruptly at a rate of {lr_min:.3g} to tell two rates apart; take more steps"
         )
-    up_again = f"come up again by {TURNS:.0%} of its fall"
+    limit = f"last rate before the loss comes up again by {TURNS:.0%} of its fall" if edge < end else "test's last rate"
     reasons = {
-        "lr_min": f"the loss falls from {smooth[0]:.2f} to {smooth[low]:.2f} (at a rate of {lr[low]:.3g}); here it has "
+        "lr_min": f"the loss falls from {start:.2f} to {bottom:.2f} (at a rate of {lr[low]:.3g}); here it has "
         f"made {LEARNS:.0%} of that: the network has begun to learn.",
-        "lr_max": f"the last rate before the loss has {up_again}."
-        if edge < end
-        else f"the loss has not {up_again} anywhere: this is its lowest point.",
+        "lr_max": f"{BEYOND} times {middle:.3g}, the rate at which the loss has made half of its fall."
+        if BEYOND * middle <= last
+        else f"the {limit}; {BEYOND} times the rate at half of its fall would be higher.",
     }
-    return lr_min, lr_max, reasons, Curve(lr, loss, smooth)
+    return lr_min, lr_max, reasons, curve

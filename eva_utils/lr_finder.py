@@ -75,9 +75,10 @@ def find_lr(
     """LR_MIN and LR_MAX for ``model`` by a range test: ``steps`` steps at rates from ``lr_start`` to ``lr_end``.
 
     LR_MIN is the rate at which the network has begun to learn: the smoothed loss has made 20 % of its fall. LR_MAX is
-    the last rate before the loss turns up again, by 15 % of its fall so far. This is how Smith reads the curve
-    (arXiv:1506.01186, section 3.3), in numbers. The lowest point of the curve and its steepest are no rules: the first
-    can lie anywhere on a flat floor or in a second valley behind a blow-up, the second even on the way down from one.
+    six times the rate at which half of the fall is made, but never where the loss has turned up again. Where half of
+    the fall is made is the point of the curve that is the same for one seed and the next; its floor is flat or ragged,
+    so that the lowest and the steepest point can lie anywhere, even behind a blow-up. The factor is from trainings
+    (benchmarks/lr_finder.py). That one test gives both rates is L. N. Smith's idea (arXiv:1506.01186, section 3.3).
 
     The test works on a copy: the model, its mode, the random number generators and all else are left as they were.
     Training arguments are those of ``fit``, and should be the same ones. checkpoint: a folder; the result is kept there

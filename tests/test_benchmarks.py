@@ -139,15 +139,37 @@ CURVES = {
 
 def test_what_is_still_to_be_run(tmp_path):
     rows = Rows(tmp_path / "rows.json")
-    assert len(lr_finder.wanted(rows)) == len(lr_finder.SETTINGS) * 3
+    assert len(lr_finder.wanted(rows)) == len(lr_finder.SETTINGS + lr_finder.CHOSEN_ON) * 3
     setting = lr_finder.SETTINGS[0]
     key = {**vars(setting), "seed": 0}
     rows.add({**key, "curves": CURVES})
-    todo = [pair for s, seed, pair in lr_finder.wanted(rows) if s == setting and seed == 0]
-    assert len(todo) == len(lr_finder.GRID) + len(lr_finder.RULES) + len(lr_finder.RATIOS)
-    for lr_min, lr_max in dict.fromkeys(todo):
+
+    def todo(rules: bool) -> list[tuple[float, float]]:
+        return [pair for s, seed, pair in lr_finder.wanted(rows, rules) if s == setting and seed == 0]
+
+    assert todo(rules=False) == [(rate / lr_finder.RATIO, rate) for rate in lr_finder.GRID]
+    assert len(todo(rules=True)) == len(lr_finder.GRID) + 1 + len(lr_finder.RATIOS)
+    for lr_min, lr_max in dict.fromkeys(todo(rules=True)):
         rows.add({**key, "lr_min": lr_min, "lr_max": lr_max, "raw": 50.0, "ema": 50.0})
-    assert not [pair for s, seed, pair in lr_finder.wanted(rows) if s == setting and seed == 0]
+    assert not todo(rules=True)
+
+
+def test_settings_for_choosing_are_not_those_for_judging():
+    assert len(lr_finder.SETTINGS) == 12
+    assert not set(lr_finder.SETTINGS) & set(lr_finder.CHOSEN_ON)
+
+
+def test_a_choice_takes_more_seeds_only_where_it_matters(tmp_path):
+    rows = Rows(tmp_path / "rows.json")
+    setting = lr_finder.CHOSEN_ON[2]
+    key = {**vars(setting)}
+    for seed in lr_finder.SEEDS:
+        rows.add({**key, "seed": seed, "curves": CURVES})
+    for rate, value in zip(lr_finder.GRID, (50, 54, 59, 60, 60, 58, 30, 10, 10), strict=True):
+        assert not [seed for s, seed, _ in lr_finder.wanted(rows) if s == setting and seed]
+        rows.add({**key, "seed": 0, "lr_min": rate / lr_finder.RATIO, "lr_max": rate, "raw": value, "ema": value})
+    todo = [(seed, pair[1]) for s, seed, pair in lr_finder.wanted(rows) if s == setting]
+    assert todo == [(seed, rate) for seed in (1, 2) for rate in lr_finder.GRID[1:6]]
 
 
 def test_regret_is_the_best_of_the_grid_minus_the_rule(tmp_path, monkeypatch):
@@ -157,22 +179,23 @@ def test_regret_is_the_best_of_the_grid_minus_the_rule(tmp_path, monkeypatch):
     rows = Rows(tmp_path / "rows.json")
     pairs = lr_finder.rates(CURVES)
     assert len(set(pairs.values())) == 4
+    lr_min, lr_max = pairs["eva_utils"]
     for seed in lr_finder.SEEDS:
         key = {**vars(setting), "seed": seed}
         rows.add({**key, "curves": CURVES})
-        for rate in lr_finder.GRID:
-            value = 70.0 + seed if rate == 0.4 else 60.0
+        for i, rate in enumerate(lr_finder.GRID):
+            value = 100 - 10 * abs(i - 5) + seed  # a tent whose tip is at 0.4: straight between the points
             rows.add({**key, "lr_min": rate / lr_finder.RATIO, "lr_max": rate, "raw": value, "ema": value + 1})
-        for i, (lr_min, lr_max) in enumerate(pairs.values()):
-            rows.add({**key, "lr_min": lr_min, "lr_max": lr_max, "raw": 68.0 - i, "ema": 69.0 - i})
+        rows.add({**key, "lr_min": lr_min, "lr_max": lr_max, "raw": 98.0, "ema": 99.0})
         assert lr_finder.complete(rows) == []  # LR_MIN's study is not there yet
         for ratio in lr_finder.RATIOS:
-            lr_max = pairs["eva_utils"][1]
             rows.add({**key, "lr_min": lr_max / ratio, "lr_max": lr_max, "raw": ratio, "ema": 2 * ratio})
     assert lr_finder.complete(rows) == [setting]
     table = lr_finder.regret(rows)
-    assert f"| 0.4 | 71.0 | 3.0 | 4.0 | 5.0 | 6.0 | {', '.join([f'{lr_max:.2g}'] * 3)} |" in table
-    assert "| **worst** |  |  | **3.0** | **4.0** | **5.0** | **6.0** |  |" in table
+    lost = [10 * min(5, abs(np.log2(pairs[rule][1] / 0.4))) for rule in lr_finder.RULES[1:]]  # at most the grid's end
+    cells = " | ".join(f"{x:.1f}" for x in (3, *lost))
+    assert f"| 0.4 | 101.0 | {cells} | {', '.join([f'{lr_max:.2g}'] * 3)} |" in table
+    assert f"| **worst** |  |  | **3.0** | {' | '.join(f'**{x:.1f}**' for x in lost)} |  |" in table
     assert "| 5.0 / 10.0 | 10.0 / 20.0 | 20.0 / 40.0 | 40.0 / 80.0 | 100.0 / 200.0 |" in lr_finder.lr_min(rows)
     assert len(lr_finder.draw(rows).axes) == 4
 

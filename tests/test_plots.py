@@ -282,11 +282,14 @@ def test_lr_range_shows_the_blow_up_and_its_valley(height):
     start, peak, top = rates.curve.smooth[0], rates.curve.smooth.max(), ax.get_ylim()[1]
     (dot,) = (line.get_xydata()[0] for line in ax.lines if line.get_label() == "valley")
     assert 0.05 < dot[0] < 0.15  # and not the lower point behind the blow-up
-    assert dot[1] == rates.curve.smooth[rates.curve.lr <= rates.lr_max].min()
+    assert dot[1] == rates.curve.smooth[rates.curve.lr < 1].min()
     most = start + 1.5 * (start - dot[1])
     assert min(peak, most) <= top <= most
     assert "does not count" in texts(ax)
-    assert [patch.get_x() for patch in ax.patches] == [rates.lr_max]
+    (shaded,) = ax.patches
+    assert dot[0] < shaded.get_x() and rates.lr_max < shaded.get_x() < 1
+    (half,) = (line.get_xydata()[0] for line in ax.lines if line.get_label() == "half of the fall")
+    assert half[1] == pytest.approx((start + dot[1]) / 2) and half[0] == pytest.approx(rates.curve.rate_at(0.5))
 
 
 def test_lr_range_without_a_blow_up_shades_nothing():

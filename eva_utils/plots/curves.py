@@ -7,7 +7,6 @@ import textwrap
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..lr_curve import TURNS
 from ._base import BLUE, COLORS, GREEN, ORANGE, RED, Picture, axes, styled
 
 
@@ -103,7 +102,7 @@ def lr_range(rates, *, ax=None) -> Figure:
         figure = Picture(8, 5)
         ax = figure.subplots()
     curve = rates.curve
-    ax.plot(curve.lr, curve.loss, color="0.75", lw=1, label="loss of each batch")
+    ax.plot(curve.lr, curve.loss, color="0.75", lw=1, label="each batch")
     ax.plot(curve.lr, curve.smooth, color=BLUE, lw=2.5, label="smoothed")
     # The names grow away from each other: the two rates may lie close together.
     for lr, name, color, side in ((rates.lr_min, "LR_MIN", GREEN, "right"), (rates.lr_max, "LR_MAX", RED, "left")):
@@ -112,19 +111,19 @@ def lr_range(rates, *, ax=None) -> Figure:
             f"{name} = {lr:.3g}", (lr, 1), (0, 4), xycoords=("data", "axes fraction"), textcoords="offset points",
             color=color, ha=side, annotation_clip=False,
         )  # fmt: skip
-    counts = curve.lr <= rates.lr_max
-    low = int(curve.smooth[counts].argmin())
+    low, edge = curve.valley()
     valley, start = curve.smooth[low], curve.smooth[0]
     fall = start - valley
+    ax.plot(curve.rate_at(0.5), start - fall / 2, "D", ms=7, color=BLUE, mec="white", label="half of the fall")
     ax.plot(curve.lr[low], valley, "o", ms=8, color=BLUE, mec="white", label="valley")
     ax.set(xscale="log", xlabel="learning rate (log scale)", ylabel="training loss (nats)")
     ax.set_title("Learning-rate range test", pad=22)  # the names of the two rates stand between title and axes
-    # The blow-up is what LR_MAX stands before, so it is shown, but it must not flatten the valley.
+    # The blow-up is what LR_MAX has to stay clear of, so it is shown, but it must not flatten the valley.
     top = min(curve.smooth.max() + 0.3 * fall, start + 1.5 * fall)
     ax.set(ylim=(curve.smooth.min() - 0.15 * fall, top), xlim=ax.get_xlim())
-    if (curve.smooth[~counts] > valley + TURNS * fall).any():  # and not merely flat to its end
-        ax.axvspan(rates.lr_max, ax.get_xlim()[1], color="0.965", zorder=0)
-        if np.log(curve.lr[-1] / rates.lr_max) > 0.25 * np.log(curve.lr[-1] / curve.lr[0]):
+    if edge < len(curve.lr):  # and not merely flat to its end
+        ax.axvspan(curve.lr[edge], ax.get_xlim()[1], color="0.965", zorder=0)
+        if np.log(curve.lr[-1] / curve.lr[edge]) > 0.25 * np.log(curve.lr[-1] / curve.lr[0]):
             ax.annotate(
                 "too high: does not count", (1, 1), (-6, -6), xycoords="axes fraction", textcoords="offset points",
                 ha="right", va="top", fontsize=9, color="0.4", bbox={"fc": "0.965", "ec": "none", "pad": 1},
