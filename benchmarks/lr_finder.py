@@ -5,7 +5,7 @@
 For each setting and seed, short one-cycle runs with every LR_MAX of a grid (LR_MIN a twentieth of it) and with the
 pair that ``find_lr`` reads off its range test; accuracy on images held out of the *training* set. Regret is the best of
 the grid (mean over the seeds) minus a rule's mean. The rule was chosen on other settings than those it is judged on.
-Writes assets/benchmarks/lr_finder.json, a row a run, and prints the tables; --tables prints them alone.
+Writes assets/benchmarks/lr_finder.json, a row a run, and draws; prints the tables. --tables runs nothing.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ import numpy as np
 import torch
 
 import eva_utils as eva
-from common import ASSETS, Rows, machine, markdown
+from common import ASSETS, NAMES, Rows, machine, markdown, where
 from eva_utils import plots
 from eva_utils.batches import loader
-from eva_utils.lr_curve import choose_rates
+from eva_utils.lr_curve import BEYOND, choose_rates
 from eva_utils.lr_finder import range_test
 from eva_utils.plots._base import COLORS, Picture, styled
 from eva_utils.precision import choose_device, choose_precision, keep_memory
@@ -58,18 +58,19 @@ class Setting:
 
     def __str__(self) -> str:
         smoothing = f"smoothing {self.smoothing:g}" if self.smoothing else "no smoothing"
-        return f"{self.data}, width {self.width}, batch {self.batch}, {self.logits} logits, {smoothing}"
+        data = "digits" if self.data == "digits" else NAMES["cifar10-jpeg"]
+        return f"{data}, width {self.width}, batch {self.batch}, {self.logits} logits, {smoothing}"
 
 
 SETTINGS = [
     Setting("digits", 16, 128, "scaled", 0.2),
     Setting("digits", 16, 128, "plain", 0.0),
-    Setting("digits", 16, 512, "scaled", 0.0),
-    Setting("digits", 16, 512, "plain", 0.2),
     Setting("cifar10", 16, 128, "scaled", 0.2),
     Setting("cifar10", 16, 128, "plain", 0.0),
     Setting("cifar10", 16, 512, "scaled", 0.0),
     Setting("cifar10", 16, 512, "plain", 0.2),
+    Setting("digits", 16, 512, "scaled", 0.0),
+    Setting("digits", 16, 512, "plain", 0.2),
     Setting("cifar10", 16, 128, "scaled", 0.0),
     Setting("cifar10", 16, 128, "plain", 0.2),
     Setting("digits", 32, 128, "plain", 0.2),
@@ -87,7 +88,7 @@ CHOSEN_ON = [
     Setting("cifar10", 32, 256, "scaled", 0.2),
 ]
 # What LR_MIN is worth: in some of both, at the LR_MAX found.
-LR_MIN_SETTINGS = [CHOSEN_ON[0], CHOSEN_ON[3], SETTINGS[0], SETTINGS[4], SETTINGS[7]]
+LR_MIN_SETTINGS = [CHOSEN_ON[0], CHOSEN_ON[3], SETTINGS[4], SETTINGS[5]]
 
 
 @cache
@@ -259,6 +260,12 @@ def complete(rows: Rows) -> list[Setting]:
     return [setting for setting in SETTINGS if setting not in todo]
 
 
+def devices(rows: Rows) -> str:
+    """What the rows were measured on."""
+    heads = [row for row in rows.rows if "curves" in row]
+    return "; ".join(dict.fromkeys(where(row) for row in heads))
+
+
 def score(rows: Rows, setting: Setting, pairs: dict[int, tuple[float, float]], which: str = "raw") -> float:
     """Mean held-out accuracy with seed -> (lr_min, lr_max); ``which``: "raw" or "ema"."""
     key = asdict(setting)
@@ -344,19 +351,50 @@ def draw(rows: Rows) -> Picture:
     return figure
 
 
+@styled
+def draw_choice(rows: Rows) -> Picture:
+    """How BEYOND was chosen: accuracy lost against LR_MAX, counted from the rate at half of the loss's fall.
+
+    A point is a training; each seed is counted from its own curve and its own best.
+    """
+    figure = Picture(9, 4.2)
+    ax = figure.subplots()
+    for i, setting in enumerate(CHOSEN_ON):
+        lost = []
+        for seed in SEEDS:
+            found = curves_of(rows, setting, seed)
+            runs = {rate: rows.find(**asdict(setting), seed=seed, lr_min=rate / RATIO, lr_max=rate) for rate in GRID}
+            runs = {rate: row["raw"] for rate, row in runs.items() if row}
+            if found and runs:
+                middle = choose_rates(*(np.array(v) for v in found["eva_utils"].values()))[3].rate_at(0.5)
+                lost += [(rate / middle, max(runs.values()) - value) for rate, value in runs.items()]
+        if lost:
+            marker, color = "os"[setting.data == "digits"], COLORS[i % len(COLORS)]
+            lost = np.array(sorted(lost))
+            ax.plot(*lost.T, marker, ms=6, color=color, alpha=0.85, mew=0, label=str(setting))
+    ax.axvline(BEYOND, color=".3", lw=1.5, ls="--")
+    ax.annotate(f"{BEYOND}", (BEYOND, 1), (0, 4), xycoords=("data", "axes fraction"), textcoords="offset points",
+                ha="center", annotation_clip=False)  # fmt: skip
+    ax.set(xscale="log", xlim=(0.1, 300), ylim=(20, -0.5), xlabel="LR_MAX / rate at half of the fall",
+           ylabel="accuracy lost (points)")  # fmt: skip
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
+    return figure
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="data", help="folder with train/ and test/, or with the archive")
     parser.add_argument("--jobs", type=int, default=1 if torch.cuda.is_available() else os.cpu_count())
     parser.add_argument("--out", type=Path, default=ASSETS / "lr_finder.json")
     parser.add_argument("--no-rules", action="store_true", help="range tests and grid only")
-    parser.add_argument("--tables", action="store_true", help="print the tables of what is there, run nothing")
+    parser.add_argument("--tables", action="store_true", help="tables and figures of what is there, run nothing")
     args = parser.parse_args()
     rows = Rows(args.out)
     if not args.tables:
         print(machine())
         run(rows, args.jobs, args.data, not args.no_rules)
-        print(plots.save(draw(rows), args.out.with_suffix(".png")))
+    for name, picture in {"lr_finder": draw(rows), "lr_finder_choice": draw_choice(rows)}.items():
+        print(plots.save(picture, args.out.with_name(f"{name}.png")))
     for which, name in (("raw", "last weights"), ("ema", "average of the weights")):
         print(f"\n{name}\n\n{regret(rows, which)}")
     print(f"\n{lr_min(rows)}")

@@ -140,7 +140,7 @@ CURVES = {
 def test_what_is_still_to_be_run(tmp_path):
     rows = Rows(tmp_path / "rows.json")
     assert len(lr_finder.wanted(rows)) == len(lr_finder.SETTINGS + lr_finder.CHOSEN_ON) * 3
-    setting = lr_finder.SETTINGS[0]
+    setting = lr_finder.LR_MIN_SETTINGS[-1]
     key = {**vars(setting), "seed": 0}
     rows.add({**key, "curves": CURVES})
 

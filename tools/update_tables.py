@@ -17,7 +17,7 @@ import lr_finder  # noqa: E402
 from common import NAMES, Rows, markdown, where  # noqa: E402
 
 BENCHMARKS = ROOT / "assets" / "benchmarks"
-PAGES = ["README.md", "docs/torchrun.md", "docs/speed.md"]
+PAGES = ["README.md", "docs/torchrun.md", "docs/speed.md", "docs/rates.md"]
 NOTHING = "Nothing has been measured yet.\n"
 
 
@@ -158,16 +158,20 @@ def ablation() -> str:
     return accuracy.ablation(rows) if (rows := rows_of("accuracy.json", "held out")) else NOTHING
 
 
-def rules() -> str:
-    return lr_finder.regret(rows) if (rows := Rows(BENCHMARKS / "lr_finder.json")).rows else NOTHING
+def rules(which: str = "raw") -> str:
+    rows = Rows(BENCHMARKS / "lr_finder.json")
+    if not (done := len(lr_finder.complete(rows))):
+        return NOTHING
+    title = f"{done} of {len(lr_finder.SETTINGS)} settings are complete; {lr_finder.devices(rows)}:"
+    return f"{title}\n\n{lr_finder.regret(rows, which)}"
 
 
 def rules_ema() -> str:
-    return lr_finder.regret(rows, "ema") if (rows := Rows(BENCHMARKS / "lr_finder.json")).rows else NOTHING
+    return rules("ema")
 
 
 def lr_min() -> str:
-    return lr_finder.lr_min(rows) if (rows := Rows(BENCHMARKS / "lr_finder.json")).rows else NOTHING
+    return lr_finder.lr_min(Rows(BENCHMARKS / "lr_finder.json"))
 
 
 FUNCTIONS = results, scaling, speed, faster, scale, recipes, ablation, rules, rules_ema, lr_min
