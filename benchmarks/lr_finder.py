@@ -217,8 +217,7 @@ def wanted(rows: Rows, rules: bool = True) -> list[tuple[Setting, int, tuple[flo
             if not curves_of(rows, setting, seed):
                 todo.append((setting, seed, None))
                 continue
-            grid = GRID if setting in SETTINGS or seed == SEEDS[0] else near_the_best(rows, setting)
-            pairs = [(rate / RATIO, rate) for rate in grid]
+            pairs = [(rate / RATIO, rate) for rate in grid_of(rows, setting, seed)]
             if rules:
                 found = ours(curves_of(rows, setting, seed))
                 pairs += [found] if setting in SETTINGS + LR_MIN_SETTINGS else []
@@ -227,8 +226,12 @@ def wanted(rows: Rows, rules: bool = True) -> list[tuple[Setting, int, tuple[flo
     return todo
 
 
-def near_the_best(rows: Rows, setting: Setting) -> list[float]:
-    """The rates of the grid with which the first seed came within NEAR points of its best; none before it is done."""
+def grid_of(rows: Rows, setting: Setting, seed: int) -> list[float]:
+    """The LR_MAX to train with: the whole grid; of a setting for choosing, with all seeds but the first, only those
+    with which the first came within NEAR points of its best (none before it is done).
+    """
+    if setting in SETTINGS or seed == SEEDS[0]:
+        return GRID
     key = {**asdict(setting), "seed": SEEDS[0]}
     first = {rate: rows.find(**key, lr_min=rate / RATIO, lr_max=rate) for rate in GRID}
     if not all(first.values()):
@@ -357,17 +360,18 @@ def draw_choice(rows: Rows) -> Picture:
 
     A point is a training; each seed is counted from its own curve and its own best.
     """
-    figure = Picture(9, 4.2)
+    figure = Picture(9, 5)
     ax = figure.subplots()
     for i, setting in enumerate(CHOSEN_ON):
         lost = []
         for seed in SEEDS:
-            found = curves_of(rows, setting, seed)
-            runs = {rate: rows.find(**asdict(setting), seed=seed, lr_min=rate / RATIO, lr_max=rate) for rate in GRID}
-            runs = {rate: row["raw"] for rate, row in runs.items() if row}
-            if found and runs:
-                middle = choose_rates(*(np.array(v) for v in found["eva_utils"].values()))[3].rate_at(0.5)
-                lost += [(rate / middle, max(runs.values()) - value) for rate, value in runs.items()]
+            rates = grid_of(rows, setting, seed)
+            runs = [rows.find(**asdict(setting), seed=seed, lr_min=rate / RATIO, lr_max=rate) for rate in rates]
+            if runs and all(runs):
+                found = curves_of(rows, setting, seed)["eva_utils"]
+                middle = choose_rates(*(np.array(values) for values in found.values()))[3].rate_at(0.5)
+                best = max(row["raw"] for row in runs)
+                lost += [(rate / middle, best - row["raw"]) for rate, row in zip(rates, runs, strict=True)]
         if lost:
             marker, color = "os"[setting.data == "digits"], COLORS[i % len(COLORS)]
             lost = np.array(sorted(lost))
@@ -377,7 +381,7 @@ def draw_choice(rows: Rows) -> Picture:
                 ha="center", annotation_clip=False)  # fmt: skip
     ax.set(xscale="log", xlim=(0.1, 300), ylim=(20, -0.5), xlabel="LR_MAX / rate at half of the fall",
            ylabel="accuracy lost (points)")  # fmt: skip
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=7.5)
     return figure
 
 

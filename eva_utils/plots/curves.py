@@ -117,7 +117,7 @@ def lr_range(rates, *, ax=None) -> Figure:
     ax.plot(curve.rate_at(0.5), start - fall / 2, "D", ms=7, color=BLUE, mec="white", label="half of the fall")
     ax.plot(curve.lr[low], valley, "o", ms=8, color=BLUE, mec="white", label="valley")
     ax.set(xscale="log", xlabel="learning rate (log scale)", ylabel="training loss (nats)")
-    ax.set_title("Learning-rate range test", pad=22)  # the names of the two rates stand between title and axes
+    ax.set_title("Range test", pad=22)  # the names of the two rates stand between title and axes
     # The blow-up is what LR_MAX has to stay clear of, so it is shown, but it must not flatten the valley.
     top = min(curve.smooth.max() + 0.3 * fall, start + 1.5 * fall)
     ax.set(ylim=(curve.smooth.min() - 0.15 * fall, top), xlim=ax.get_xlim())
