@@ -11,6 +11,7 @@ from .errors import InputError
 LEARNS = 0.2  # LR_MIN: this share of the loss's fall is made, the network has begun to learn
 BEYOND = 6  # LR_MAX over the rate at which half of the fall is made; chosen by benchmarks/lr_finder.py
 TURNS = 0.15  # and LR_MAX is never where the loss has risen again by this share of its fall
+STOPS = 5  # times the lowest loss: where torch-lr-finder ends a test
 SMOOTH = 11  # steps in the centred mean: centred, because an average of the past would move the curve to the right
 
 
@@ -29,11 +30,11 @@ class Curve:
         """The step with the lowest smoothed loss of the valley, and the first step behind it (or their number).
 
         The valley ends where the loss has come up again by ``TURNS`` of its fall so far. What comes later does not
-        count, however low: a network may recover from a blow-up while the test goes on, or give up and just guess.
+        count: a network may recover from a blow-up while the test goes on, or give up and just guess.
         """
         lowest = np.minimum.accumulate(self.smooth)
         fall = lowest[0] - lowest
-        # Before half of the fall is made, a small rise is only noise.
+        # Before half of the whole fall is made, a rise is a bump on the way.
         up = (self.smooth > lowest + TURNS * fall) & (fall >= fall[-1] / 2)
         edge = int(up.argmax()) if up.any() else len(up)
         return int(self.smooth[:edge].argmin()), edge
@@ -51,18 +52,22 @@ def choose_rates(lr: np.ndarray, loss: np.ndarray) -> tuple[float, float, dict[s
     finite = np.isfinite(loss)
     end = len(loss) if finite.all() else int(finite.argmin())
     lr, loss = lr[:end], loss[:end]
+    if not end:
+        raise InputError("the loss of the range test is not finite from its first step; check data and model")
     if end < 2 * SMOOTH:
         raise InputError(
-            f"the loss blew up after {end} steps of the range test, at a rate of {lr[-1] if end else 0:.3g}: "
+            f"the loss blew up after {end} steps of the range test, at a rate of {lr[-1]:.3g}: "
             "the curve is too short to read; lower lr_start"
         )
     half = SMOOTH // 2
     # How far a blow-up goes means nothing, but the mean would carry it back to rates before it.
-    level = np.minimum(loss, loss[:half].max())
+    level = np.minimum(loss, top := loss[:half].max())
+    if blew_up := not finite.all() or loss[-1] > STOPS * loss.min():
+        level = np.append(level, [top] * half)  # the mean shall see it coming, as it does one in the middle
     curve = Curve(lr, loss, np.array([level[max(0, i - half) : i + half + 1].mean() for i in range(end)]))
     low, edge = curve.valley()
     start, bottom = curve.smooth[0], curve.smooth[low]
-    noise = np.std(np.diff(loss[: low + 1])) / np.sqrt(SMOOTH) if low > 1 else np.inf
+    noise = np.std(np.diff(level[: low + 1])) / np.sqrt(SMOOTH) if low > 1 else np.inf
     if start - bottom < max(5 * noise, 0.01 * abs(start)):
         raise InputError(
             f"the curve of the range test is flat: the loss fell by {start - bottom:.3g} from {start:.3g} between "
@@ -70,16 +75,14 @@ def choose_rates(lr: np.ndarray, loss: np.ndarray) -> tuple[float, float, dict[s
         )
     middle, last = curve.rate_at(0.5), float(lr[edge - 1])
     lr_min, lr_max = curve.rate_at(LEARNS), min(BEYOND * middle, last)
-    if lr_min >= lr_max:
-        raise InputError(
-            f"the loss falls too abruptly at a rate of {lr_min:.3g} to tell two rates apart; take more steps"
-        )
-    limit = f"last rate before the loss comes up again by {TURNS:.0%} of its fall" if edge < end else "test's last rate"
+    limit = f"last rate before the loss comes up again by {TURNS:.0%} of its fall"
+    if edge == end:
+        limit = "last rate before the loss blew up" if blew_up else "test's last rate"
     reasons = {
         "lr_min": f"the loss falls from {start:.2f} to {bottom:.2f} (at a rate of {lr[low]:.3g}); here it has "
         f"made {LEARNS:.0%} of that: the network has begun to learn.",
         "lr_max": f"{BEYOND} times {middle:.3g}, the rate at which the loss has made half of its fall."
         if BEYOND * middle <= last
-        else f"the {limit}; {BEYOND} times the rate at half of its fall would be higher.",
+        else f"the {limit}; {BEYOND} times the rate at half of the fall would be higher.",
     }
     return lr_min, lr_max, reasons, curve

@@ -103,6 +103,22 @@ def test_lr_max_stays_before_the_blow_up():
     assert "last rate before the loss comes up again by 15%" in reasons["lr_max"]
 
 
+@pytest.mark.parametrize("last", [50.0, np.nan])
+@pytest.mark.parametrize("ends", [42, 46, 50])
+def test_lr_max_stays_before_a_blow_up_that_ends_the_test(ends, last):
+    # Nothing behind it could be smoothed: a stop at the first large loss, or a loss that is not finite.
+    loss = np.append(curve((20, 2.3), (45, 1.3), (89, 1.3))[:ends], last)
+    _, lr_max, reasons, _ = choose_rates(LR[: len(loss)], loss)
+    assert ends - 6 <= step_of(lr_max) < ends - 1
+    assert "last rate before the loss" in reasons["lr_max"]
+
+
+def test_one_bad_batch_is_no_noise():
+    loss = VALLEY.copy()
+    loss[30] = 9
+    assert step_of(choose_rates(LR, loss)[1] / BEYOND) == pytest.approx(38.6, abs=1.5)
+
+
 def test_lr_max_stays_within_the_test():
     _, lr_max, reasons, _ = choose_rates(LR, curve((60, 2.3), (89, 1.3)))
     assert lr_max == LR[-1]
@@ -159,8 +175,8 @@ def test_the_curve_is_cut_where_the_loss_stops_being_finite(bad):
         (2.3 - 0.005 * np.linspace(0, 1, 90), "flat.*fell by 0.004"),  # a fall, but of less than a per cent
         (VALLEY[30:40], "after 10 steps.*too short"),
         (np.where(np.arange(90) < 15, VALLEY, np.nan), "too short"),
-        (np.full(90, np.nan), "after 0 steps.*too short"),
-        (np.full(90, np.inf), "after 0 steps.*too short"),
+        (np.full(90, np.nan), "not finite from its first step"),
+        (np.full(90, np.inf), "not finite from its first step"),
     ],
     ids=["constant", "rising", "hardly falling", "ten steps", "nan early", "nan", "inf"],
 )
