@@ -57,7 +57,7 @@ class Setting:
     smoothing: float
 
     def __str__(self) -> str:
-        smoothing = f"smoothing {self.smoothing:g}" if self.smoothing else "no smoothing"
+        smoothing = f"label smoothing {self.smoothing:g}" if self.smoothing else "no label smoothing"
         data = "digits" if self.data == "digits" else NAMES["cifar10-jpeg"]
         return f"{data}, width {self.width}, batch {self.batch}, {self.logits} logits, {smoothing}"
 
@@ -77,7 +77,7 @@ SETTINGS = [
     Setting("cifar10", 32, 512, "scaled", 0.2),
 ]
 NEAR = 6  # points
-# The rule in eva_utils was chosen on these, and on nothing else. All but the first seed only where it matters.
+# The rule in eva_utils was chosen on these. All but the first seed only where it matters.
 CHOSEN_ON = [
     Setting("cifar10", 16, 512, "scaled", 0.2),
     Setting("cifar10", 16, 512, "plain", 0.0),

@@ -173,6 +173,12 @@ def cut_short() -> None:
     file.write_bytes(file.read_bytes()[:100])
 
 
+def alike() -> None:
+    """All pictures are the same, so that there is nothing to tell the classes apart by."""
+    for file in DATA.rglob("*.png"):
+        Image.new("RGB", (8, 8), "gray").save(file)
+
+
 def gone(*names: str) -> Callable[[], object]:
     return lambda: [shutil.rmtree(DATA / name) for name in names]
 
@@ -338,6 +344,10 @@ CASES = {
         Case("an image of 16 bits", "", after(picture("train/ant/x.png", 8, 8, dtype=np.uint16))),
         Case("images that are too small", "Enlarge them, to 32 x 32 for instance.",
              after(gone("."), lambda: write_photos(side=7))),
+        Case("the range test finds no rate with which the loss falls",
+             "Look at the pictures and their labels, or give both rates: `--lr-min`, `--lr-max`.",
+             after(alike, then=flags("--lr-min", "find", "--lr-max", "find")),
+             hide=(r"fell by .*? and \S+;", "fell by ... from ... between rates ... and ...;")),
         Case("the data are gone while a run is under way", "Nothing: the images are in memory.",
              while_running(gone(".")), status=0, shown="^(Numbers and weights are in .*)"),
         Case("the data are gone when a run shall go on", "Put them back; nothing of the run is lost.",

@@ -96,7 +96,10 @@ def schedule(policy, *, ax=None) -> Figure:
 
 @styled
 def lr_range(rates, *, ax=None) -> Figure:
-    """The range test: loss against rate, LR_MIN, LR_MAX and the valley marked, and the reason for each rate below."""
+    """The range test: loss against rate, with both rates, half of the fall and its lowest point marked.
+
+    The reason for each rate stands below.
+    """
     figure = None
     if ax is None:
         figure = Picture(8, 5)
@@ -115,7 +118,7 @@ def lr_range(rates, *, ax=None) -> Figure:
     valley, start = curve.smooth[low], curve.smooth[0]
     fall = start - valley
     ax.plot(curve.rate_at(0.5), start - fall / 2, "D", ms=7, color=BLUE, mec="white", label="half of the fall")
-    ax.plot(curve.lr[low], valley, "o", ms=8, color=BLUE, mec="white", label="valley")
+    ax.plot(curve.lr[low], valley, "o", ms=8, color=BLUE, mec="white", label="lowest")
     ax.set(xscale="log", xlabel="learning rate (log scale)", ylabel="training loss (nats)")
     ax.set_title("Range test", pad=22)  # the names of the two rates stand between title and axes
     # The blow-up is what LR_MAX has to stay clear of, so it is shown, but it must not flatten the valley.
