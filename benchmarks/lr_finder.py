@@ -1,6 +1,6 @@
 """Are the found rates as good as searched ones? Regret of four rules, and what LR_MIN is worth.
 
-    python benchmarks/lr_finder.py --data data/cifar10-jpeg     # about two hours on two cores; goes on where it stopped
+    python benchmarks/lr_finder.py --data data/cifar10-jpeg     # some hours on two cores; goes on where it stopped
 
 For each setting and seed, short one-cycle runs with every LR_MAX of a grid (LR_MIN a twentieth of it) and with the
 pair that ``find_lr`` reads off its range test; accuracy on images held out of the *training* set. Regret is the best of
