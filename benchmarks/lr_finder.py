@@ -314,7 +314,7 @@ def regret(rows: Rows, which: str = "raw") -> str:
         for rule, pairs in found.items():
             regrets[rule].append(grid[best] - score_by(rule, rows, setting, pairs, which))
         maxima = ", ".join(f"{lr_max:.2g}" for _, lr_max in found["eva_utils"].values())
-        cells = [f"{regrets[rule][-1]:.1f}" for rule in RULES]
+        cells = [f"{round(regrets[rule][-1], 1) + 0:.1f}" for rule in RULES]
         lines.append([str(setting), f"{best:.3g}", f"{grid[best]:.1f}", *cells, maxima])
     for name, statistic in (("mean", mean), ("worst", max)):
         if lines:
