@@ -13,6 +13,8 @@ from PIL import Image
 import accuracy
 import eva_utils as eva
 import lr_finder
+import lr_rules
+import lr_tables
 import superconvergence
 import throughput
 from common import Rows
@@ -53,15 +55,15 @@ def test_rows_are_kept_and_found(tmp_path):
 
 def test_smoothings_by_hand():
     loss = np.array([4.0, 2.0, 0.0])
-    assert lr_finder.exponential(loss, 0.25) == pytest.approx([4, 3.5, 2.625])
-    assert lr_finder.corrected(loss, 0.5) == pytest.approx([4, (1 + 1) / 0.75, (0.5 + 0.5) / 0.875])
+    assert lr_rules.exponential(loss, 0.25) == pytest.approx([4, 3.5, 2.625])
+    assert lr_rules.corrected(loss, 0.5) == pytest.approx([4, (1 + 1) / 0.75, (0.5 + 0.5) / 0.875])
 
 
 def test_the_valley_is_half_way_into_the_longest_fall():
     up = np.linspace(1, 3, 40)
-    assert lr_finder.valley(np.r_[3.0, 3.0, np.linspace(2.9, 1, 30), up]) in range(14, 18)
+    assert lr_rules.valley(np.r_[3.0, 3.0, np.linspace(2.9, 1, 30), up]) in range(14, 18)
     # Two falls: the longer one counts, not the deeper.
-    assert lr_finder.valley(np.r_[np.linspace(10, 0, 6), np.linspace(30, 20, 24)]) in range(15, 20)
+    assert lr_rules.valley(np.r_[np.linspace(10, 0, 6), np.linspace(30, 20, 24)]) in range(15, 20)
 
 
 def test_the_policies_of_other_recipes():
@@ -133,7 +135,7 @@ CURVES = {
         "lr": np.geomspace(test["lr_start"], test["lr_end"], test["steps"]).tolist(),
         "loss": np.interp(np.linspace(0, 1, test["steps"]), [0, 0.3, 0.7, 1], [2.3, 2.2, 1.2, 2.0]).tolist(),
     }
-    for name, test in lr_finder.TESTS.items()
+    for name, test in lr_rules.TESTS.items()
 }
 
 
@@ -147,7 +149,7 @@ def test_what_is_still_to_be_run(tmp_path):
     def todo(rules: bool) -> list[tuple[float, float]]:
         return [pair for s, seed, pair in lr_finder.wanted(rows, rules) if s == setting and seed == 0]
 
-    assert todo(rules=False) == [(rate / lr_finder.RATIO, rate) for rate in lr_finder.GRID]
+    assert todo(rules=False) == [(rate / lr_rules.RATIO, rate) for rate in lr_finder.GRID]
     assert len(todo(rules=True)) == len(lr_finder.GRID) + 1 + len(lr_finder.RATIOS)
     for lr_min, lr_max in dict.fromkeys(todo(rules=True)):
         rows.add({**key, "lr_min": lr_min, "lr_max": lr_max, "raw": 50.0, "ema": 50.0})
@@ -167,17 +169,18 @@ def test_a_choice_takes_more_seeds_only_where_it_matters(tmp_path):
         rows.add({**key, "seed": seed, "curves": CURVES})
     for rate, value in zip(lr_finder.GRID, (50, 54, 59, 60, 60, 58, 30, 10, 10), strict=True):
         assert not [seed for s, seed, _ in lr_finder.wanted(rows) if s == setting and seed]
-        rows.add({**key, "seed": 0, "lr_min": rate / lr_finder.RATIO, "lr_max": rate, "raw": value, "ema": value})
+        rows.add({**key, "seed": 0, "lr_min": rate / lr_rules.RATIO, "lr_max": rate, "raw": value, "ema": value})
     todo = [(seed, pair[1]) for s, seed, pair in lr_finder.wanted(rows) if s == setting]
     assert todo == [(seed, rate) for seed in (1, 2) for rate in lr_finder.GRID[1:6]]
 
 
 def test_regret_is_the_best_of_the_grid_minus_the_rule(tmp_path, monkeypatch):
     setting = lr_finder.SETTINGS[0]
-    monkeypatch.setattr(lr_finder, "SETTINGS", [setting])
-    monkeypatch.setattr(lr_finder, "LR_MIN_SETTINGS", [setting])
+    for module in (lr_finder, lr_tables):
+        monkeypatch.setattr(module, "SETTINGS", [setting])
+        monkeypatch.setattr(module, "LR_MIN_SETTINGS", [setting])
     rows = Rows(tmp_path / "rows.json")
-    pairs = lr_finder.rates(CURVES)
+    pairs = lr_rules.rates(CURVES)
     assert len(set(pairs.values())) == 4
     lr_min, lr_max = pairs["eva_utils"]
     for seed in lr_finder.SEEDS:
@@ -185,19 +188,19 @@ def test_regret_is_the_best_of_the_grid_minus_the_rule(tmp_path, monkeypatch):
         rows.add({**key, "curves": CURVES})
         for i, rate in enumerate(lr_finder.GRID):
             value = 100 - 10 * abs(i - 5) + seed  # a tent whose tip is at 0.4: straight between the points
-            rows.add({**key, "lr_min": rate / lr_finder.RATIO, "lr_max": rate, "raw": value, "ema": value + 1})
+            rows.add({**key, "lr_min": rate / lr_rules.RATIO, "lr_max": rate, "raw": value, "ema": value + 1})
         rows.add({**key, "lr_min": lr_min, "lr_max": lr_max, "raw": 98.0, "ema": 99.0})
-        assert lr_finder.complete(rows) == []  # LR_MIN's study is not there yet
+        assert lr_tables.complete(rows) == []  # LR_MIN's study is not there yet
         for ratio in lr_finder.RATIOS:
             rows.add({**key, "lr_min": lr_max / ratio, "lr_max": lr_max, "raw": ratio, "ema": 2 * ratio})
-    assert lr_finder.complete(rows) == [setting]
-    table = lr_finder.regret(rows)
-    lost = [10 * min(5, abs(np.log2(pairs[rule][1] / 0.4))) for rule in lr_finder.RULES[1:]]  # at most the grid's end
+    assert lr_tables.complete(rows) == [setting]
+    table = lr_tables.regret(rows)
+    lost = [10 * min(5, abs(np.log2(pairs[rule][1] / 0.4))) for rule in lr_rules.RULES[1:]]  # at most the grid's end
     cells = " | ".join(f"{x:.1f}" for x in (3, *lost))
     assert f"| 0.4 | 101.0 | {cells} | {', '.join([f'{lr_max:.2g}'] * 3)} |" in table
     assert f"| **worst** |  |  | **3.0** | {' | '.join(f'**{x:.1f}**' for x in lost)} |  |" in table
-    assert "| 5.0 / 10.0 | 10.0 / 20.0 | 20.0 / 40.0 | 40.0 / 80.0 | 100.0 / 200.0 |" in lr_finder.lr_min(rows)
-    assert len(lr_finder.draw(rows).axes) == 4
+    assert "| 5.0 / 10.0 | 10.0 / 20.0 | 20.0 / 40.0 | 40.0 / 80.0 | 100.0 / 200.0 |" in lr_tables.lr_min(rows)
+    assert len(lr_tables.draw(rows).axes) == 4
 
 
 def test_an_ingredients_worth_is_a_difference_with_its_error():

@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import accuracy  # noqa: E402
 import lr_finder  # noqa: E402
+import lr_tables  # noqa: E402
 from common import NAMES, Rows, markdown, where  # noqa: E402
 
 BENCHMARKS = ROOT / "assets" / "benchmarks"
@@ -160,10 +161,10 @@ def ablation() -> str:
 
 def rules(which: str = "raw") -> str:
     rows = Rows(BENCHMARKS / "lr_finder.json")
-    if not (done := len(lr_finder.complete(rows))):
+    if not (done := len(lr_tables.complete(rows))):
         return NOTHING
-    title = f"{done} of {len(lr_finder.SETTINGS)} settings are complete; {lr_finder.devices(rows)}:"
-    return f"{title}\n\n{lr_finder.regret(rows, which)}"
+    title = f"{done} of {len(lr_finder.SETTINGS)} settings are complete; {lr_tables.devices(rows)}:"
+    return f"{title}\n\n{lr_tables.regret(rows, which)}"
 
 
 def rules_ema() -> str:
@@ -171,7 +172,7 @@ def rules_ema() -> str:
 
 
 def lr_min() -> str:
-    return lr_finder.lr_min(Rows(BENCHMARKS / "lr_finder.json"))
+    return lr_tables.lr_min(Rows(BENCHMARKS / "lr_finder.json"))
 
 
 FUNCTIONS = results, scaling, speed, faster, scale, recipes, ablation, rules, rules_ema, lr_min

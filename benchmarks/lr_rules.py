@@ -1,0 +1,58 @@
+"""How four rules read the loss against the rate: eva_utils', and three that are widely used."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from eva_utils.lr_curve import choose_rates
+
+RULES = ("eva_utils", "lowest", "steepest", "valley")
+RATIO = 20  # LR_MAX over LR_MIN on the grid, and for the rules that say nothing of LR_MIN
+# Ours, which "lowest" and "steepest" are read off as well, and fastai's own, because its range is part of its rule.
+TESTS = {
+    "eva_utils": {"lr_start": 1e-3, "lr_end": 10.0, "steps": 90},
+    "fastai": {"lr_start": 1e-7, "lr_end": 10.0, "steps": 100},
+}
+
+
+def ours(curves: dict[str, dict[str, list[float]]]) -> tuple[float, float]:
+    """(lr_min, lr_max) as ``find_lr`` gives them."""
+    return tuple(choose_rates(*(np.array(values) for values in curves["eva_utils"].values()))[:2])
+
+
+def rates(curves: dict[str, dict[str, list[float]]]) -> dict[str, tuple[float, float]]:
+    """(lr_min, lr_max) of each rule."""
+    lr, loss = (np.array(values) for values in curves["eva_utils"].values())
+    smooth = exponential(loss, 0.05)
+    inner = slice(10, -5)
+    found = {"lowest": lr[np.nanargmin(smooth)], "steepest": lr[inner][np.gradient(smooth[inner]).argmin()]}
+    lr, loss = (np.array(values) for values in curves["fastai"].values())
+    found["valley"] = lr[10:-5][valley(corrected(loss, 0.98)[10:-5])]
+    return {"eva_utils": ours(curves), **{rule: (float(rate) / RATIO, float(rate)) for rule, rate in found.items()}}
+
+
+def exponential(loss: np.ndarray, new: float) -> np.ndarray:
+    """torch-lr-finder's smoothing: ``new`` of the new value, the rest of the smoothed one before."""
+    out = loss.copy()
+    for i in range(1, len(loss)):
+        out[i] = new * loss[i] + (1 - new) * out[i - 1]
+    return out
+
+
+def corrected(loss: np.ndarray, old: float) -> np.ndarray:
+    """An exponential average that starts at zero, divided by the weight it has so far."""
+    out, average = [], 0.0
+    for i, value in enumerate(loss):
+        average = old * average + (1 - old) * value
+        out.append(average / (1 - old ** (i + 1)))
+    return np.array(out)
+
+
+def valley(loss: np.ndarray) -> int:
+    """fastai's rule: half-way into the longest falling subsequence of the curve."""
+    length = np.ones(len(loss), dtype=int)
+    for i in range(1, len(loss)):
+        before = length[:i][loss[:i] > loss[i]]
+        length[i] = 1 + (before.max() if len(before) else 0)
+    end = int(length.argmax())
+    return max(0, end - int(length[end]) + int(length[end] / 3) + int(length[end] / 6))

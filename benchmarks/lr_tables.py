@@ -1,0 +1,167 @@
+"""What benchmarks/lr_finder.py measured: the regret of four rules, what LR_MIN is worth, and two figures.
+
+    python benchmarks/lr_tables.py    # prints the tables; draws lr_finder.png and lr_finder_choice.png beside the json
+
+Regret is the accuracy of the best rate of the grid (mean over the seeds) minus that of a rule's rates. Settings of
+which a run is missing are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+
+from common import ASSETS, Rows, markdown, where
+from eva_utils import plots
+from eva_utils.lr_curve import BEYOND, choose_rates
+from eva_utils.plots._base import COLORS, Picture, styled
+from lr_finder import CHOSEN_ON, GRID, LR_MIN_SETTINGS, RATIOS, SEEDS, SETTINGS, Setting, curves_of, grid_of, wanted
+from lr_rules import RATIO, RULES, ours, rates
+
+
+def complete(rows: Rows) -> list[Setting]:
+    """The settings of which every run is there."""
+    todo = {setting for setting, _, _ in wanted(rows)}
+    return [setting for setting in SETTINGS if setting not in todo]
+
+
+def devices(rows: Rows) -> str:
+    """What the rows were measured on."""
+    heads = [row for row in rows.rows if "curves" in row]
+    return "; ".join(dict.fromkeys(where(row) for row in heads))
+
+
+def score(rows: Rows, setting: Setting, pairs: dict[int, tuple[float, float]], which: str = "raw") -> float:
+    """Mean held-out accuracy with seed -> (lr_min, lr_max); ``which``: "raw" or "ema"."""
+    key = asdict(setting)
+    return mean(
+        rows.find(**key, seed=seed, lr_min=lr_min, lr_max=lr_max)[which] for seed, (lr_min, lr_max) in pairs.items()
+    )
+
+
+def score_by(
+    rule: str, rows: Rows, setting: Setting, pairs: dict[int, tuple[float, float]], which: str = "raw"
+) -> float:
+    """The same for what ``rule`` found. Ours is trained with; for the others, whose LR_MIN is that of the grid, the
+    grid of the same seed is read between its points. Beyond its ends, that is the value at the end: too kind to them.
+    """
+    if rule == "eva_utils":
+        return score(rows, setting, pairs, which)
+    values = []
+    for seed, (_, lr_max) in pairs.items():
+        grid = [score(rows, setting, {seed: (rate / RATIO, rate)}, which) for rate in GRID]
+        values.append(float(np.interp(np.log(lr_max), np.log(GRID), grid)))
+    return mean(values)
+
+
+def on_grid(rows: Rows, setting: Setting, which: str = "raw") -> dict[float, float]:
+    """LR_MAX -> mean accuracy."""
+    return {rate: score(rows, setting, dict.fromkeys(SEEDS, (rate / RATIO, rate)), which) for rate in GRID}
+
+
+def by_rule(rows: Rows, setting: Setting) -> dict[str, dict[int, tuple[float, float]]]:
+    """Rule -> seed -> (lr_min, lr_max)."""
+    found = {seed: rates(curves_of(rows, setting, seed)) for seed in SEEDS}
+    return {rule: {seed: pairs[rule] for seed, pairs in found.items()} for rule in RULES}
+
+
+def regret(rows: Rows, which: str = "raw") -> str:
+    """Regret of each rule in each setting, in Markdown."""
+    head = ["setting", "best LR_MAX", "accuracy", *RULES, "LR_MAX found"]
+    lines, regrets = [], {rule: [] for rule in RULES}
+    for setting in complete(rows):
+        grid = on_grid(rows, setting, which)
+        best = max(grid, key=grid.get)
+        found = by_rule(rows, setting)
+        for rule, pairs in found.items():
+            regrets[rule].append(grid[best] - score_by(rule, rows, setting, pairs, which))
+        maxima = ", ".join(f"{lr_max:.2g}" for _, lr_max in found["eva_utils"].values())
+        cells = [f"{round(regrets[rule][-1], 1) + 0:.1f}" for rule in RULES]
+        lines.append([str(setting), f"{best:.3g}", f"{grid[best]:.1f}", *cells, maxima])
+    for name, statistic in (("mean", mean), ("worst", max)):
+        if lines:
+            lines.append([f"**{name}**", "", "", *(f"**{statistic(regrets[rule]):.1f}**" for rule in RULES), ""])
+    return markdown(head, lines)
+
+
+def lr_min(rows: Rows) -> str:
+    """Accuracy, last weights / average, for the LR_MAX found and several LR_MIN, in Markdown."""
+    lines = []
+    waiting = {setting for setting, _, _ in wanted(rows)}
+    for setting in (setting for setting in LR_MIN_SETTINGS if setting not in waiting):
+        found = {seed: ours(curves_of(rows, setting, seed)) for seed in SEEDS}
+        choices = [{s: (lr_max / ratio, lr_max) for s, (_, lr_max) in found.items()} for ratio in RATIOS] + [found]
+        share = " to ".join(f"1/{f([b / a for a, b in found.values()]):.0f}" for f in (min, max))
+        cells = [" / ".join(f"{score(rows, setting, pairs, w):.1f}" for w in ("raw", "ema")) for pairs in choices]
+        lines.append([str(setting), *cells, share])
+    return markdown(["setting", *(f"LR_MAX/{ratio}" for ratio in RATIOS), "as found", "which is LR_MAX times"], lines)
+
+
+@styled
+def draw(rows: Rows) -> Picture:
+    """For each rule: what every setting and seed loses by its LR_MAX, against how far that is from the grid's best."""
+    figure = Picture(9, 3.4)
+    panels = figure.subplots(1, len(RULES), sharex=True, sharey=True)
+    for ax, rule in zip(panels, RULES, strict=True):
+        for setting in complete(rows):
+            grid = on_grid(rows, setting)
+            best = max(grid, key=grid.get)
+            for seed, pair in by_rule(rows, setting)[rule].items():
+                lost = grid[best] - score_by(rule, rows, setting, {seed: pair})
+                color = COLORS[setting.logits == "plain"]
+                ax.plot(pair[1] / best, max(lost, 0.1), "o", ms=5, color=color, alpha=0.6, mew=0)
+        ax.axvline(1, color=".5", lw=1)
+        ax.set(title=rule, xscale="log", yscale="log", xlabel="its LR_MAX / the best")
+    panels[0].set(ylabel="accuracy lost (points)", xlim=(1e-3, 1e3), ylim=(0.09, 100))
+    return figure
+
+
+@styled
+def draw_choice(rows: Rows) -> Picture:
+    """How BEYOND was chosen: accuracy lost against LR_MAX, counted from the rate at half of the loss's fall.
+
+    A point is a training; each seed is counted from its own curve and its own best.
+    """
+    figure = Picture(9, 5)
+    ax = figure.subplots()
+    for i, setting in enumerate(CHOSEN_ON):
+        lost = []
+        for seed in SEEDS:
+            rates = grid_of(rows, setting, seed)
+            runs = [rows.find(**asdict(setting), seed=seed, lr_min=rate / RATIO, lr_max=rate) for rate in rates]
+            if runs and all(runs):
+                found = curves_of(rows, setting, seed)["eva_utils"]
+                middle = choose_rates(*(np.array(values) for values in found.values()))[3].rate_at(0.5)
+                best = max(row["raw"] for row in runs)
+                lost += [(rate / middle, best - row["raw"]) for rate, row in zip(rates, runs, strict=True)]
+        if lost:
+            marker, color = "os"[setting.data == "digits"], COLORS[i % len(COLORS)]
+            lost = np.array(sorted(lost))
+            ax.plot(*lost.T, marker, ms=6, color=color, alpha=0.85, mew=0, label=str(setting))
+    ax.axvline(BEYOND, color=".3", lw=1.5, ls="--")
+    ax.annotate(f"{BEYOND}", (BEYOND, 1), (0, 4), xycoords=("data", "axes fraction"), textcoords="offset points",
+                ha="center", annotation_clip=False)  # fmt: skip
+    ax.set(xscale="log", xlim=(0.1, 300), ylim=(20, -0.5), xlabel="LR_MAX / rate at half of the fall",
+           ylabel="accuracy lost (points)")  # fmt: skip
+    figure.legend(loc="outside lower center", ncols=2, fontsize=7.5)
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ASSETS / "lr_finder.json", help="what lr_finder.py wrote")
+    args = parser.parse_args()
+    rows = Rows(args.out)
+    for which, name in (("raw", "last weights"), ("ema", "average of the weights")):
+        print(f"{name}\n\n{regret(rows, which)}")
+    print(lr_min(rows))
+    for name, picture in {"lr_finder": draw(rows), "lr_finder_choice": draw_choice(rows)}.items():
+        print(plots.save(picture, args.out.with_name(f"{name}.png")))
+
+
+if __name__ == "__main__":
+    main()
