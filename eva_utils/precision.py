@@ -70,7 +70,8 @@ def describe(device: torch.device) -> str:
             name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
     except OSError:
         pass  # not Linux
-    return f"{times}CPU: {name}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{times}CPU: {name}, {threads} thread{'s' * (threads > 1)}"
 
 
 def room(device: torch.device) -> float:
