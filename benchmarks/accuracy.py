@@ -218,41 +218,53 @@ def run(recipe: Callable, job: Job, test: eva.Images) -> dict:
 
 
 def table(rows: list[dict]) -> str:
-    """A line for each recipe and size: mean and standard deviation over the seeds, in Markdown."""
-    head = ["recipe", "network, training", "raw", "EMA", "EMA + TTA", "train", "LR_MAX", "hours", "device", "n"]
-    lines = []
-    for (width, epochs, data, images, name), group in _groups(rows).items():
-        size = f"width {-width}, {-epochs} epochs, {images:,} of {NAMES.get(data, data)}"
-        values = [spread([row[key] for row in group]) for key in ("raw", "ema", "ema_tta", "train")]
-        rates = spread([row["lr_max"] for row in group]), spread([row["seconds"] / 3600 for row in group])
-        lines.append([name, size, *values, *rates, where(group[0]), str(len(group))])
-    return markdown(head, lines)
+    """For each size a table with a line for each recipe: mean and standard deviation over the seeds, in Markdown."""
+    head = ["recipe", "LR_MAX", "raw", "EMA", "EMA + TTA", "train", "n"]
+    parts = []
+    for title, groups in sizes(rows).items():
+        lines = []
+        for name, group in groups.items():
+            rate = spread([row["lr_max"] for row in group])
+            values = [spread([row[key] for row in group]) for key in ("raw", "ema", "ema_tta", "train")]
+            lines.append([name, rate, *values, str(len(group))])
+        parts.append(f"{title}\n\n{markdown(head, lines)}")
+    return "\n".join(parts)
 
 
 def ablation(rows: list[dict]) -> str:
-    """What each ingredient is worth: the difference to ``ours`` and its standard error, in Markdown."""
-    head = ["", "network, training", "raw", "EMA", "raw, less than ours", "EMA, less than ours", "n"]
-    lines, groups = [], _groups(rows)
-    for (*size, name), group in groups.items():
-        whole = groups[(*size, "ours")]
-        width, epochs, data, images = size
-        cells = [name, f"width {-width}, {-epochs} epochs, {images:,} of {NAMES.get(data, data)}"]
-        cells += [spread([row[key] for row in group]) for key in ("raw", "ema")]
-        for key in ("raw", "ema"):
-            parts = [[row[key] for row in rows] for rows in (whole, group)]
-            error = math.hypot(*(stdev(part) / len(part) ** 0.5 if len(part) > 1 else math.nan for part in parts))
-            cells.append("" if name == "ours" else f"{mean(parts[0]) - mean(parts[1]):.2f} ± {error:.2f}")
-        lines.append([*cells, str(len(group))])
-    return markdown(head, lines)
+    """What each ingredient is worth: how much more ``ours`` has, and the standard error of that, in Markdown."""
+    head = ["recipe", "raw", "EMA", "raw, ours has more", "EMA, ours has more", "n"]
+    parts = []
+    for title, groups in sizes(rows).items():
+        if "ours" not in groups:
+            continue
+        lines = []
+        for name, group in groups.items():
+            cells = [name, *(spread([row[key] for row in group]) for key in ("raw", "ema"))]
+            for key in ("raw", "ema"):
+                both = [[row[key] for row in part] for part in (groups["ours"], group)]
+                error = math.hypot(*(stdev(part) / len(part) ** 0.5 if len(part) > 1 else math.nan for part in both))
+                cells.append("" if name == "ours" else f"{mean(both[0]) - mean(both[1]):.2f} ± {error:.2f}")
+            lines.append([*cells, str(len(group))])
+        parts.append(f"{title}\n\n{markdown(head, lines)}")
+    return "\n".join(parts)
 
 
-def _groups(rows: list[dict]) -> dict[tuple, list[dict]]:
-    """The runs that differ in their seed alone, large networks and long trainings first."""
-    groups: dict[tuple, list[dict]] = {}
-    for row in sorted(rows, key=lambda row: (-row["width"], -row["epochs"])):
-        key = -row["width"], -row["epochs"], row["data"], row["images"], row["recipe"]
-        groups.setdefault(key, []).append(row)
-    return groups
+def sizes(rows: list[dict]) -> dict[str, dict[str, list[dict]]]:
+    """Size in words -> recipe -> its runs, one a seed; large networks, long trainings and our recipe first."""
+    names = list(RECIPES | ABLATIONS)
+    groups: dict[tuple, dict[str, list[dict]]] = {}
+    for row in sorted(rows, key=lambda row: (-row["width"], -row["epochs"], names.index(row["recipe"]))):
+        size = row["width"], row["epochs"], row["data"], row["images"]
+        groups.setdefault(size, {}).setdefault(row["recipe"], []).append(row)
+    found = {}
+    for (width, epochs, data, images), recipes in groups.items():
+        runs = [row for group in recipes.values() for row in group]
+        minutes = mean(row["seconds"] for row in runs) / 60
+        devices = "; ".join(dict.fromkeys(where(row) for row in runs))
+        what = f"Width {width}, {epochs} epochs, {images:,} training images of {NAMES.get(data, data)}"
+        found[f"{what} ({devices}; {minutes:.0f} minutes a run):"] = recipes
+    return found
 
 
 def spread(values: list[float]) -> str:
@@ -288,9 +300,9 @@ def main() -> None:
                     print(f"\n{key}", flush=True)
                     job = Job(train, args.epochs, args.width, seed, folder)
                     rows.add({**key, **run((RECIPES | ABLATIONS)[name], job, test)})
-    for tested_on in ("test", "held out"):
+    for tested_on, functions in {"test": [table], "held out": [table, ablation]}.items():
         if chosen := [row for row in rows.rows if row["tested_on"] == tested_on]:
-            print(f"\ntested on: {tested_on}\n\n{table(chosen)}")
+            print(f"\ntested on: {tested_on}", *(function(chosen) for function in functions), sep="\n\n")
 
 
 if __name__ == "__main__":

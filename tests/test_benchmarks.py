@@ -126,7 +126,8 @@ def test_recipes_run_and_are_not_run_again(photos, tmp_path):
     assert "going on" not in first
     again = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert "images/s" not in again
-    assert "| solution-a | width 4, 2 epochs, 600 of photos |" in again
+    assert "Width 4, 2 epochs, 600 training images of photos (" in again
+    assert f"| solution-a | {rows[0]['lr_max']:.2f} | {rows[0]['raw']:.2f} | " in again
 
 
 # A curve in which every rule finds something: flat, down, up.
@@ -204,12 +205,17 @@ def test_regret_is_the_best_of_the_grid_minus_the_rule(tmp_path, monkeypatch):
 
 
 def test_an_ingredients_worth_is_a_difference_with_its_error():
-    row = {"width": 16, "epochs": 12, "data": "cifar10", "images": 45_000}
-    runs = {"ours": [80, 81, 82], "ours, without": [78, 79, 80]}
+    row = {"width": 16, "epochs": 12, "data": "cifar10", "images": 45_000, "seconds": 90}
+    row |= {"device": "CPU: slow", "precision": "fp32", "torch": "9"}
+    runs = {"ours, plain logits": [78, 79, 80], "ours": [80, 81, 82]}
     rows = [{**row, "recipe": name, "raw": x, "ema": x + 1} for name, values in runs.items() for x in values]
-    last = accuracy.ablation(rows).splitlines()[-1]
-    assert last.startswith("| ours, without | width 16, 12 epochs, 45,000 of CIFAR-10 | 79.00 ± 1.00 | 80.00 ± 1.00 |")
-    assert last.endswith("| 2.00 ± 0.82 | 2.00 ± 0.82 | 3 |")  # sqrt(1/3 + 1/3)
+    rows += [{**rows[-3], "width": 32, "seconds": 150}]
+    first, _, _, _, alone, _, second, *_, last = accuracy.ablation(rows).splitlines()
+    assert first == "Width 32, 12 epochs, 45,000 training images of CIFAR-10 (slow, fp32, torch 9; 2 minutes a run):"
+    assert alone == "| ours | 80.00 | 81.00 |  |  | 1 |"
+    assert second.startswith("Width 16, ")
+    # sqrt(1/3 + 1/3)
+    assert last == "| ours, plain logits | 79.00 ± 1.00 | 80.00 ± 1.00 | 2.00 ± 0.82 | 2.00 ± 0.82 | 3 |"
 
 
 def test_throughputs_ratios():
