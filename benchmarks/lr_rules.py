@@ -23,12 +23,17 @@ def ours(curves: dict[str, dict[str, list[float]]]) -> tuple[float, float]:
 def rates(curves: dict[str, dict[str, list[float]]]) -> dict[str, tuple[float, float]]:
     """(lr_min, lr_max) of each rule."""
     lr, loss = (np.array(values) for values in curves["eva_utils"].values())
-    smooth = exponential(loss, 0.05)
     inner = slice(10, -5)
-    found = {"lowest": lr[np.nanargmin(smooth)], "steepest": lr[inner][np.gradient(smooth[inner]).argmin()]}
+    slope = np.gradient(exponential(loss, 0.05)[inner])
+    found = {"lowest": lowest(lr, loss), "steepest": lr[inner][slope.argmin()]}
     lr, loss = (np.array(values) for values in curves["fastai"].values())
     found["valley"] = lr[10:-5][valley(corrected(loss, 0.98)[10:-5])]
     return {"eva_utils": ours(curves), **{rule: (float(rate) / RATIO, float(rate)) for rule, rate in found.items()}}
+
+
+def lowest(lr: np.ndarray, loss: np.ndarray) -> float:
+    """The rate with the lowest loss, smoothed as torch-lr-finder does it."""
+    return lr[np.nanargmin(exponential(loss, 0.05))]
 
 
 def exponential(loss: np.ndarray, new: float) -> np.ndarray:

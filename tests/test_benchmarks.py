@@ -117,11 +117,14 @@ def test_cyclic_momentum_is_applied(tiny, cnn):
 
 def test_recipes_run_and_are_not_run_again(photos, tmp_path):
     command = [sys.executable, BENCHMARKS / "accuracy.py", "--data", photos, "--out", tmp_path / "rows.json"]
-    command += ["--work", tmp_path / "work", "--width", "4", "--epochs", "2", "--recipes", "solution-a", "cifar10-fast"]
+    names = ["solution-a", "cifar10-fast", "solution-a, its rule"]
+    command += ["--work", tmp_path / "work", "--width", "4", "--epochs", "2", "--recipes", *names]
     first = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert [row["recipe"] for row in rows] == ["solution-a", "cifar10-fast"]
+    assert [row["recipe"] for row in rows] == names
     assert rows[0]["lr_first"] == pytest.approx(0.0609) and rows[1]["lr_first"] == 0
+    curve = json.loads(next((tmp_path / "work").glob("*its_rule*/lr_range.json")).read_text())["curve"]
+    assert rows[2]["lr_first"] == pytest.approx(lr_rules.lowest(*(np.array(curve[k]) for k in ("lr", "loss"))) / 10)
     assert all(0 <= row[key] <= 100 for row in rows for key in ("raw", "raw_tta", "ema", "ema_tta", "train"))
     assert "going on" not in first
     again = subprocess.run(command, check=True, capture_output=True, text=True).stdout
