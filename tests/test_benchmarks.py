@@ -133,6 +133,22 @@ def test_recipes_run_and_are_not_run_again(photos, tmp_path):
     assert f"| solution-a | {rows[0]['lr_max']:.2f} | {rows[0]['raw']:.2f} | " in again
 
 
+def test_superconvergence_runs_and_draws(photos, tmp_path):
+    command = [sys.executable, BENCHMARKS / "superconvergence.py", "--data", photos, "--out", tmp_path]
+    command += ["--work", tmp_path / "work", "--width", "4", "--epochs", "2"]
+    subprocess.run(command, check=True, capture_output=True)
+    rows = json.loads((tmp_path / "superconvergence.json").read_text())
+    short, longer = ([row for row in rows if row["epochs"] == epochs] for epochs in (2, 6))
+    names = ["one-cycle", "constant 0.02", "constant 0.1", "constant 0.5", "steps from 0.1", "steps from 0.5"]
+    assert sorted(row["policy"] for row in short) == sorted(names)
+    for row, tried in zip(longer, (names[1:4], names[4:]), strict=True):
+        last = {row["policy"]: row["test_accuracy_ema"][-1] for row in short if row["policy"] in tried}
+        assert last[row["policy"]] == max(last.values())
+        assert len(row["test_accuracy"]) == len(row["test_accuracy_ema"]) == 6
+    with Image.open(tmp_path / "superconvergence.png") as image:
+        assert image.width > 600
+
+
 # A curve in which every rule finds something: flat, down, up.
 CURVES = {
     name: {
