@@ -238,9 +238,9 @@ def table(rows: list[dict]) -> str:
     for title, groups in sizes(rows).items():
         lines = []
         for name, group in groups.items():
-            rate = spread([row["lr_max"] for row in group])
+            rates = dict.fromkeys(f"{bound(row['lr_max'] for row in group):.2g}" for bound in (min, max))
             values = [spread([row[key] for row in group]) for key in ("raw", "ema", "ema_tta", "train")]
-            lines.append([name, rate, *values, str(len(group))])
+            lines.append([name, " to ".join(rates), *values, str(len(group))])
         parts.append(f"{title}\n\n{markdown(head, lines)}")
     return "\n".join(parts)
 
@@ -277,7 +277,7 @@ def sizes(rows: list[dict]) -> dict[str, dict[str, list[dict]]]:
         minutes = mean(row["seconds"] for row in runs) / 60
         devices = "; ".join(dict.fromkeys(where(row) for row in runs))
         what = f"Width {width}, {epochs} epochs, {images:,} training images of {NAMES.get(data, data)}"
-        found[f"{what} ({devices}; {minutes:.0f} minutes a run):"] = recipes
+        found[f"{what}; {devices}, {minutes:.0f} minutes a run:"] = recipes
     return found
 
 

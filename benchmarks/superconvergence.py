@@ -18,7 +18,7 @@ import torch
 
 import eva_utils as eva
 from accuracy import BATCH, Job, split
-from common import ASSETS, Rows, machine
+from common import ASSETS, NAMES, Rows, machine, markdown, where
 from eva_utils import plots
 from eva_utils.plots._base import COLORS, Picture, styled
 
@@ -71,6 +71,18 @@ def draw(rows: list[dict]) -> Picture:
     top = max(max(row["test_accuracy_ema"]) for row in rows)
     panels[0].set(ylabel="test accuracy (%)", ylim=(max(0, top - 45), top + 2))  # the first epochs are not the point
     return figure
+
+
+def table(rows: list[dict]) -> str:
+    """Every run, the shown ones and the others, in Markdown."""
+    lines = [
+        [row["policy"], f"{row['epochs']}", *(f"{row[key][-1]:.1f}" for key in ("test_accuracy", "test_accuracy_ema"))]
+        for row in sorted(rows, key=lambda row: (row["epochs"], row["policy"] != "one-cycle", row["policy"]))
+    ]
+    first = rows[0]
+    size = f"Width {first['width']}, {first['images']:,} training images of {NAMES.get(first['data'], first['data'])}"
+    title = f"{size}, seed {first['seed']}, n = 1; {where(first)}:"
+    return f"{title}\n\n" + markdown(["policy", "epochs", "last weights", "their average (EMA)"], lines)
 
 
 def main() -> None:

@@ -129,8 +129,8 @@ def test_recipes_run_and_are_not_run_again(photos, tmp_path):
     assert "going on" not in first
     again = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert "images/s" not in again
-    assert "Width 4, 2 epochs, 600 training images of photos (" in again
-    assert f"| solution-a | {rows[0]['lr_max']:.2f} | {rows[0]['raw']:.2f} | " in again
+    assert "Width 4, 2 epochs, 600 training images of photos; " in again
+    assert f"| solution-a | {rows[0]['lr_max']:.2g} | {rows[0]['raw']:.2f} | " in again
 
 
 def test_superconvergence_runs_and_draws(photos, tmp_path):
@@ -145,6 +145,11 @@ def test_superconvergence_runs_and_draws(photos, tmp_path):
         last = {row["policy"]: row["test_accuracy_ema"][-1] for row in short if row["policy"] in tried}
         assert last[row["policy"]] == max(last.values())
         assert len(row["test_accuracy"]) == len(row["test_accuracy_ema"]) == 6
+    first, _, _, _, *lines = superconvergence.table(rows).splitlines()
+    assert first.startswith("Width 4, 600 training images of photos, seed 0, n = 1; ")
+    values = (f"{short[0][key][-1]:.1f}" for key in ("test_accuracy", "test_accuracy_ema"))
+    assert lines[0] == f"| one-cycle | 2 | {' | '.join(values)} |"
+    assert len(lines) == 8
     with Image.open(tmp_path / "superconvergence.png") as image:
         assert image.width > 600
 
@@ -230,7 +235,7 @@ def test_an_ingredients_worth_is_a_difference_with_its_error():
     rows = [{**row, "recipe": name, "raw": x, "ema": x + 1} for name, values in runs.items() for x in values]
     rows += [{**rows[-3], "width": 32, "seconds": 150}]
     first, _, _, _, alone, _, second, *_, last = accuracy.ablation(rows).splitlines()
-    assert first == "Width 32, 12 epochs, 45,000 training images of CIFAR-10 (slow, fp32, torch 9; 2 minutes a run):"
+    assert first == "Width 32, 12 epochs, 45,000 training images of CIFAR-10; slow, fp32, torch 9, 2 minutes a run:"
     assert alone == "| ours | 80.00 | 81.00 |  |  | 1 |"
     assert second.startswith("Width 16, ")
     # sqrt(1/3 + 1/3)

@@ -19,7 +19,7 @@ from eva_utils.lr_curve import choose_rates
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf8")
-PAGES = ["README.md", "docs/torchrun.md", "docs/speed.md", "docs/rates.md"]  # with tables
+PAGES = ["README.md", "docs/torchrun.md", "docs/speed.md", "docs/rates.md", "docs/accuracy.md"]  # with tables
 TORCHRUN = (ROOT / "docs" / "torchrun.md").read_text(encoding="utf8")
 RUN = ROOT / "assets" / "runs" / "cifar10-jpeg-24"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -15,10 +15,11 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import accuracy  # noqa: E402
 import lr_finder  # noqa: E402
 import lr_tables  # noqa: E402
+import superconvergence as policies  # noqa: E402
 from common import NAMES, Rows, markdown, where  # noqa: E402
 
 BENCHMARKS = ROOT / "assets" / "benchmarks"
-PAGES = ["README.md", "docs/torchrun.md", "docs/speed.md", "docs/rates.md"]
+PAGES = ["README.md", "docs/torchrun.md", "docs/speed.md", "docs/rates.md", "docs/accuracy.md"]
 NOTHING = "Nothing has been measured yet.\n"
 
 
@@ -159,6 +160,11 @@ def ablation() -> str:
     return accuracy.ablation(rows) if (rows := rows_of("accuracy.json", "held out")) else NOTHING
 
 
+def superconvergence() -> str:
+    file = BENCHMARKS / "superconvergence.json"
+    return policies.table(read(file)) if file.is_file() else NOTHING
+
+
 def rules(which: str = "raw") -> str:
     rows = Rows(BENCHMARKS / "lr_finder.json")
     if not (done := len(lr_tables.complete(rows))):
@@ -175,7 +181,7 @@ def lr_min() -> str:
     return lr_tables.lr_min(Rows(BENCHMARKS / "lr_finder.json"))
 
 
-FUNCTIONS = results, scaling, speed, faster, scale, recipes, ablation, rules, rules_ema, lr_min
+FUNCTIONS = results, scaling, speed, faster, scale, recipes, ablation, superconvergence, rules, rules_ema, lr_min
 TABLES = {function.__name__: function for function in FUNCTIONS}
 MARKERS = re.compile(r"(<!-- (\w+): written by.*?-->\n)(.*?)(<!-- end of \2 -->)", re.DOTALL)
 
