@@ -66,6 +66,7 @@ def draw(rows: list[dict]) -> Picture:
             label = f"{row['policy']}, {row['epochs']} epochs: {values[-1]:.1f} %"
             ax.plot(range(1, len(values) + 1), values, style, color=color, lw=1.5, label=label)
             ax.plot(len(values), values[-1], "o", color=color)
+        ax.axhline(rows[0][key][-1], color=colors[rows[0]["policy"]], lw=0.8, ls=":")  # what one-cycle came to
         ax.set(xlabel="epoch", title=title)
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=9)
     top = max(max(row["test_accuracy_ema"]) for row in rows)

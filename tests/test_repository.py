@@ -224,6 +224,23 @@ def test_a_notebook_is_a_page_that_github_shows(path):
     assert any("image/png" in output.get("data", {}) for cell in code for output in cell["outputs"])
 
 
+def test_the_notebooks_words_on_ordinary_schedules_are_what_was_measured():
+    cells = json.loads(NOTEBOOKS[1].read_text(encoding="utf8"))["cells"]
+    section = next(text for cell in cells if (text := "".join(cell["source"])).startswith("## Beside ordinary"))
+    rows = json.loads((ROOT / "assets/benchmarks/superconvergence.json").read_text(encoding="utf8"))
+    best = {}
+    for row in rows:
+        key = row["policy"].split()[0], row["epochs"]
+        if key not in best or row["test_accuracy_ema"][-1] > best[key]["test_accuracy_ema"][-1]:
+            best[key] = row
+    policies = [("one-cycle", 24), ("steps", 24), ("constant", 24), ("steps", 72)]
+    last = [f"{best[key]['test_accuracy'][-1]:.1f}" for key in policies]
+    averages = [f"{best[key]['test_accuracy_ema'][-1]:.1f}" for key in policies[:3]]
+    assert re.findall(r"\d\d\.\d", section) == last + averages
+    images = f"{rows[0]['images']:,} of the training images"
+    assert f"(width {rows[0]['width']})" in section and images in section
+
+
 def test_both_notebooks_are_there_and_open_alike():
     assert [path.stem for path in NOTEBOOKS] == ["CycleLR", "SuperConvergence"]
     opening = [
