@@ -238,7 +238,7 @@ def test_the_notebooks_words_on_ordinary_schedules_are_what_was_measured():
     averages = [f"{best[key]['test_accuracy_ema'][-1]:.1f}" for key in policies[:3]]
     assert re.findall(r"\d\d\.\d", section) == last + averages
     images = f"{rows[0]['images']:,} of the training images"
-    assert f"(width {rows[0]['width']})" in section and images in section
+    assert f"width {rows[0]['width']}, {images}" in section
 
 
 def test_both_notebooks_are_there_and_open_alike():
