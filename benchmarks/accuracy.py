@@ -258,7 +258,8 @@ def ablation(rows: list[dict]) -> str:
             for key in ("raw", "ema"):
                 both = [[row[key] for row in part] for part in (groups["ours"], group)]
                 error = math.hypot(*(stdev(part) / len(part) ** 0.5 if len(part) > 1 else math.nan for part in both))
-                cells.append("" if name == "ours" else f"{mean(both[0]) - mean(both[1]):.2f} ± {error:.2f}")
+                spoken = "?" if math.isnan(error) else f"{error:.2f}"
+                cells.append("" if name == "ours" else f"{mean(both[0]) - mean(both[1]):.2f} ± {spoken}")
             lines.append([*cells, str(len(group))])
         parts.append(f"{title}\n\n{markdown(head, lines)}")
     return "\n".join(parts)

@@ -233,10 +233,11 @@ def test_an_ingredients_worth_is_a_difference_with_its_error():
     row |= {"device": "CPU: slow", "precision": "fp32", "torch": "9"}
     runs = {"ours, plain logits": [78, 79, 80], "ours": [80, 81, 82]}
     rows = [{**row, "recipe": name, "raw": x, "ema": x + 1} for name, values in runs.items() for x in values]
-    rows += [{**rows[-3], "width": 32, "seconds": 150}]
-    first, _, _, _, alone, _, second, *_, last = accuracy.ablation(rows).splitlines()
+    rows += [{**row, "width": 32, "seconds": 150} for row in (rows[-3], rows[0])]
+    first, _, _, _, alone, other, _, second, *_, last = accuracy.ablation(rows).splitlines()
     assert first == "Width 32, 12 epochs, 45,000 training images of CIFAR-10; slow, fp32, torch 9, 2 minutes a run:"
     assert alone == "| ours | 80.00 | 81.00 |  |  | 1 |"
+    assert other == "| ours, plain logits | 78.00 | 79.00 | 2.00 ± ? | 2.00 ± ? | 1 |"  # one run has no spread
     assert second.startswith("Width 16, ")
     # sqrt(1/3 + 1/3)
     assert last == "| ours, plain logits | 79.00 ± 1.00 | 80.00 ± 1.00 | 2.00 ± 0.82 | 2.00 ± 0.82 | 3 |"
