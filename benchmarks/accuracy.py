@@ -202,8 +202,7 @@ GROUPS = {"recipes": list(RECIPES), "ablations": list(ABLATIONS)}
 
 
 def split(data: str, held_out: bool) -> tuple[eva.Images, eva.Images]:
-    folder = Path(data)
-    train, test = eva.image_folder(folder) if (folder / "train").is_dir() else eva.cifar10(folder)
+    train, test = eva.load_data(data)
     if held_out:
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(1))
         train, test = train[order[HELD_OUT:]], train[order[:HELD_OUT]]
@@ -288,7 +287,7 @@ def spread(values: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="data", help="folder with train/ and test/, or with the archive")
+    parser.add_argument("--data", default="cifar10", help="cifar10 (its archive in data/), or an image folder")
     parser.add_argument("--recipes", nargs="+", default=["recipes"], choices=[*GROUPS, *RECIPES, *ABLATIONS])
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=24)

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 import eva_utils as eva
-from common import ASSETS, NAMES, Rows, machine
+from common import ASSETS, Rows, machine
 from eva_utils.batches import loader
 from eva_utils.lr_finder import range_test
 from eva_utils.precision import choose_device, choose_precision, keep_memory
@@ -39,16 +39,11 @@ DIGITS_HELD_OUT, DIGITS_EPOCHS = 300, 20
 
 @dataclass(frozen=True)
 class Setting:
-    data: str
+    data: str  # "digits", or "cifar10" for what --data names
     width: int
     batch: int
     logits: str
     smoothing: float
-
-    def __str__(self) -> str:
-        smoothing = f"label smoothing {self.smoothing:g}" if self.smoothing else "no label smoothing"
-        data = "digits" if self.data == "digits" else NAMES["cifar10-jpeg"]
-        return f"{data}, width {self.width}, batch {self.batch}, {self.logits} logits, {smoothing}"
 
 
 SETTINGS = [
@@ -86,8 +81,7 @@ def images(name: str, root: str) -> tuple[eva.Images, eva.Images]:
     if name == "digits":
         everything, held_out, n = eva.digits()[0], DIGITS_HELD_OUT, None
     else:
-        everything = eva.cifar10(root)[0] if not (Path(root) / "train").is_dir() else eva.image_folder(root)[0]
-        held_out, n = HELD_OUT, TRAIN
+        everything, held_out, n = eva.load_data(root)[0], HELD_OUT, TRAIN
     order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(1))
     return everything[order[held_out:][:n]], everything[order[:held_out]]
 
@@ -141,7 +135,8 @@ def task(setting: Setting, seed: int, root: str, pair: tuple[float, float] | Non
     key = {**asdict(setting), "seed": seed}
     with contextlib.redirect_stdout(io.StringIO()):
         if pair is None:
-            return {**key, **machine(), "curves": curves(setting, seed, root)}
+            pictures = images(setting.data, root)[0].name
+            return {**key, "pictures": pictures, **machine(), "curves": curves(setting, seed, root)}
         found = accuracy(setting, seed, *pair, root)
         return {**key, "lr_min": pair[0], "lr_max": pair[1], **found, "device": machine()["device"]}
 
@@ -205,13 +200,16 @@ def run(rows: Rows, jobs: int, root: str, rules: bool) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="data", help="folder with train/ and test/, or with the archive")
+    parser.add_argument("--data", default="cifar10", help="cifar10 (its archive in data/), or an image folder")
     parser.add_argument("--jobs", type=int, default=1 if torch.cuda.is_available() else os.cpu_count())
     parser.add_argument("--out", type=Path, default=ASSETS / "lr_finder.json")
     parser.add_argument("--no-rules", action="store_true", help="range tests and grid only")
     args = parser.parse_args()
+    rows, name = Rows(args.out), images("cifar10", args.data)[0].name
+    if others := {row["pictures"] for row in rows.rows if "curves" in row} - {"digits", name}:
+        parser.error(f"{args.out} is about {', '.join(others)}, and --data is {name}: choose another --out")
     print(machine())
-    run(Rows(args.out), args.jobs, args.data, not args.no_rules)
+    run(rows, args.jobs, args.data, not args.no_rules)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from statistics import mean
 
 import numpy as np
 
-from common import ASSETS, Rows, markdown, where
+from common import ASSETS, NAMES, Rows, markdown, where
 from eva_utils import plots
 from eva_utils.lr_curve import BEYOND, choose_rates
 from eva_utils.plots._base import COLORS, Picture, styled
@@ -33,6 +33,14 @@ def devices(rows: Rows) -> str:
     """What the rows were measured on."""
     heads = [row for row in rows.rows if "curves" in row]
     return "; ".join(dict.fromkeys(where(row) for row in heads))
+
+
+def label(rows: Rows, setting: Setting) -> str:
+    """The setting in words, with the name of the pictures that were used."""
+    data = next(row["pictures"] for row in rows.rows if "curves" in row and row["data"] == setting.data)
+    smoothing = f"label smoothing {setting.smoothing:g}" if setting.smoothing else "no label smoothing"
+    network = f"width {setting.width}, batch {setting.batch}, {setting.logits} logits"
+    return f"{NAMES.get(data, data)}, {network}, {smoothing}"
 
 
 def score(rows: Rows, setting: Setting, pairs: dict[int, tuple[float, float]], which: str = "raw") -> float:
@@ -81,7 +89,7 @@ def regret(rows: Rows, which: str = "raw") -> str:
             regrets[rule].append(grid[best] - score_by(rule, rows, setting, pairs, which))
         maxima = ", ".join(f"{lr_max:.2g}" for _, lr_max in found["eva_utils"].values())
         cells = [f"{round(regrets[rule][-1], 1) + 0:.1f}" for rule in RULES]
-        lines.append([str(setting), f"{best:.3g}", f"{grid[best]:.1f}", *cells, maxima])
+        lines.append([label(rows, setting), f"{best:.3g}", f"{grid[best]:.1f}", *cells, maxima])
     for name, statistic in (("mean", mean), ("worst", max)):
         if lines:
             lines.append([f"**{name}**", "", "", *(f"**{statistic(regrets[rule]):.1f}**" for rule in RULES), ""])
@@ -97,7 +105,7 @@ def lr_min(rows: Rows) -> str:
         choices = [{s: (lr_max / ratio, lr_max) for s, (_, lr_max) in found.items()} for ratio in RATIOS] + [found]
         share = " to ".join(f"1/{f([b / a for a, b in found.values()]):.0f}" for f in (min, max))
         cells = [" / ".join(f"{score(rows, setting, pairs, w):.1f}" for w in ("raw", "ema")) for pairs in choices]
-        lines.append([str(setting), *cells, share])
+        lines.append([label(rows, setting), *cells, share])
     return markdown(["setting", *(f"LR_MAX/{ratio}" for ratio in RATIOS), "as found", "which is LR_MAX times"], lines)
 
 
@@ -141,7 +149,7 @@ def draw_choice(rows: Rows) -> Picture:
         if lost:
             marker, color = "os"[setting.data == "digits"], COLORS[i % len(COLORS)]
             lost = np.array(sorted(lost))
-            ax.plot(*lost.T, marker, ms=6, color=color, alpha=0.85, mew=0, label=str(setting))
+            ax.plot(*lost.T, marker, ms=6, color=color, alpha=0.85, mew=0, label=label(rows, setting))
     ax.axvline(BEYOND, color=".3", lw=1.5, ls="--")
     ax.annotate(f"{BEYOND}", (BEYOND, 1), (0, 4), xycoords=("data", "axes fraction"), textcoords="offset points",
                 ha="center", annotation_clip=False)  # fmt: skip

@@ -54,7 +54,7 @@ def run(rows: Rows, name: str, schedule, job: Job, test: eva.Images, work: Path)
 def draw(rows: list[dict]) -> Picture:
     """Test accuracy against epochs, of the weights and of their average; longer runs dashed."""
     figure = Picture(9, 5)
-    panels = figure.subplots(1, 2, sharey=True)
+    panels = figure.subplots(1, 2)
     shortest = min(row["epochs"] for row in rows)
     colors = dict(zip(dict.fromkeys(row["policy"] for row in rows), COLORS, strict=False))
     for ax, key, title in zip(
@@ -66,29 +66,31 @@ def draw(rows: list[dict]) -> Picture:
             label = f"{row['policy']}, {row['epochs']} epochs: {values[-1]:.1f} %"
             ax.plot(range(1, len(values) + 1), values, style, color=color, lw=1.5, label=label)
             ax.plot(len(values), values[-1], "o", color=color)
-        ax.axhline(rows[0][key][-1], color=colors[rows[0]["policy"]], lw=0.8, ls=":")  # what one-cycle came to
-        ax.set(xlabel="epoch", title=title)
+        ax.axhline(rows[0][key][-1], color=colors[rows[0]["policy"]], lw=0.8, ls=":", label="where one-cycle ended")
+        top = max(max(row[key]) for row in rows)
+        low = max(top - 45, min(min(row[key][shortest // 4 :]) for row in rows))  # the first epochs are not the point
+        ax.set(xlabel="epoch", title=title, ylim=(low, top + 0.05 * (top - low)))
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=9)
-    top = max(max(row["test_accuracy_ema"]) for row in rows)
-    panels[0].set(ylabel="test accuracy (%)", ylim=(max(0, top - 45), top + 2))  # the first epochs are not the point
+    panels[0].set(ylabel="test accuracy (%)")
     return figure
 
 
 def table(rows: list[dict]) -> str:
-    """Every run, the shown ones and the others, in Markdown."""
-    lines = [
-        [row["policy"], f"{row['epochs']}", *(f"{row[key][-1]:.1f}" for key in ("test_accuracy", "test_accuracy_ema"))]
-        for row in sorted(rows, key=lambda row: (row["epochs"], row["policy"] != "one-cycle", row["policy"]))
-    ]
-    first = rows[0]
-    size = f"Width {first['width']}, {first['images']:,} training images of {NAMES.get(first['data'], first['data'])}"
-    title = f"{size}, seed {first['seed']}, n = 1; {where(first)}:"
-    return f"{title}\n\n" + markdown(["policy", "epochs", "last weights", "their average (EMA)"], lines)
+    """Every run, the shown ones and the others, in Markdown; a table for each size."""
+    head = ["policy", "highest rate", "epochs", "last weights", "their average (EMA)"]
+    sizes: dict[str, list[list[str]]] = {}
+    for row in sorted(rows, key=lambda row: (row["epochs"], row["policy"] != "one-cycle", row["policy"])):
+        size = f"Width {row['width']}, {row['images']:,} training images of {NAMES.get(row['data'], row['data'])}"
+        accuracies = [f"{row[key][-1]:.1f}" for key in ("test_accuracy", "test_accuracy_ema")]
+        sizes.setdefault(f"{size}, seed {row['seed']}, n = 1; {where(row)}:", []).append(
+            [row["policy"], f"{row['lr']:.2g}", f"{row['epochs']}", *accuracies]
+        )
+    return "\n".join(f"{title}\n\n{markdown(head, lines)}" for title, lines in sizes.items())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="data", help="folder with train/ and test/, or with the archive")
+    parser.add_argument("--data", default="cifar10", help="cifar10 (its archive in data/), or an image folder")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--images", type=int, help="train on this many (all of them)")

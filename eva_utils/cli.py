@@ -83,9 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--cutout", type=int, default=8, help="side of the Cutout hole in pixels, 0 for none (%(default)s)")
     add("--label-smoothing", type=float, default=0.2, help="of the training loss (%(default)s)")
     add("--weight-decay", type=float, default=1e-3, help="of SGD (%(default)s)")
-    add(
-        "--ema", type=float, default=0.05, help="weights are averaged over this share of the steps so far (%(default)s)"
-    )
+    add("--ema", type=float, default=0.05, help="time constant of the EMA, a share of the steps so far (%(default)s)")
     add("--precision", choices=["auto", "bf16", "fp16", "fp32"], default="auto", help="number format (%(default)s)")
     add("--device", help="cpu, cuda, cuda:1, ... (the first GPU, under torchrun each its own; else the CPU)")
     add("--engine", choices=["batch", "albumentations"], default="batch", help="augmentation by batch or by image")

@@ -327,8 +327,8 @@ CASES = {
         Case("a config that is no JSON", "", config("{"), hide=(r"(?s)read: .*", "read: ...")),
         Case("a config with an unknown setting", "Remove that setting.", config('{"colour": 1}')),
         Case("a config with a wrong value", "", config('{"epochs": "many"}')),
-        Case("the policies' picture with no cycle", "", lambda: run("cycle", "--out", OUT, "--cycles", 0)),
-        Case("the figures of a run that is not finished", "Finish it: give its `train` command again.",
+        Case("`eva-utils cycle` with no cycle", "", lambda: run("cycle", "--out", OUT, "--cycles", 0)),
+        Case("`eva-utils explain` of a run that is not finished", "Finish it: give its `train` command again.",
              after(begin(), then=lambda: run("explain", OUT)), hide=(r"\(\[.*?\)", "(...)")),
     ],
     "Data": [

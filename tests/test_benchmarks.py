@@ -148,8 +148,10 @@ def test_superconvergence_runs_and_draws(photos, tmp_path):
     first, _, _, _, *lines = superconvergence.table(rows).splitlines()
     assert first.startswith("Width 4, 600 training images of photos, seed 0, n = 1; ")
     values = (f"{short[0][key][-1]:.1f}" for key in ("test_accuracy", "test_accuracy_ema"))
-    assert lines[0] == f"| one-cycle | 2 | {' | '.join(values)} |"
+    assert lines[0] == f"| one-cycle | {short[0]['lr']:.2g} | 2 | {' | '.join(values)} |"
     assert len(lines) == 8
+    others = [{**row, "data": "others"} for row in rows]
+    assert superconvergence.table(rows + others) == f"{superconvergence.table(rows)}\n{superconvergence.table(others)}"
     with Image.open(tmp_path / "superconvergence.png") as image:
         assert image.width > 600
 
@@ -181,6 +183,17 @@ def test_what_is_still_to_be_run(tmp_path):
     assert not todo(rules=True)
 
 
+def test_rates_of_other_pictures_do_not_mix(photos, tmp_path, monkeypatch, capsys):
+    rows = Rows(tmp_path / "rows.json")
+    rows.add({**vars(lr_finder.SETTINGS[2]), "seed": 0, "pictures": "portraits", "curves": CURVES})
+    before = rows.path.read_text()
+    monkeypatch.setattr(sys, "argv", ["lr_finder.py", "--data", str(photos), "--out", str(rows.path)])
+    with pytest.raises(SystemExit):
+        lr_finder.main()
+    assert "is about portraits, and --data is photos: choose another --out" in capsys.readouterr().err
+    assert rows.path.read_text() == before
+
+
 def test_settings_for_choosing_are_not_those_for_judging():
     assert len(lr_finder.SETTINGS) == 12
     assert not set(lr_finder.SETTINGS) & set(lr_finder.CHOSEN_ON)
@@ -210,7 +223,7 @@ def test_regret_is_the_best_of_the_grid_minus_the_rule(tmp_path, monkeypatch):
     lr_min, lr_max = pairs["eva_utils"]
     for seed in lr_finder.SEEDS:
         key = {**vars(setting), "seed": seed}
-        rows.add({**key, "curves": CURVES})
+        rows.add({**key, "pictures": "digits", "curves": CURVES})
         for i, rate in enumerate(lr_finder.GRID):
             value = 100 - 10 * abs(i - 5) + seed  # a tent whose tip is at 0.4: straight between the points
             rows.add({**key, "lr_min": rate / lr_rules.RATIO, "lr_max": rate, "raw": value, "ema": value + 1})
@@ -222,6 +235,7 @@ def test_regret_is_the_best_of_the_grid_minus_the_rule(tmp_path, monkeypatch):
     table = lr_tables.regret(rows)
     lost = [10 * min(5, abs(np.log2(pairs[rule][1] / 0.4))) for rule in lr_rules.RULES[1:]]  # at most the grid's end
     cells = " | ".join(f"{x:.1f}" for x in (3, *lost))
+    assert "\n| digits, width 16, batch 128, scaled logits, label smoothing 0.2 | " in table
     assert f"| 0.4 | 101.0 | {cells} | {', '.join([f'{lr_max:.2g}'] * 3)} |" in table
     assert f"| **worst** |  |  | **3.0** | {' | '.join(f'**{x:.1f}**' for x in lost)} |  |" in table
     assert "| 5.0 / 10.0 | 10.0 / 20.0 | 20.0 / 40.0 | 40.0 / 80.0 | 100.0 / 200.0 |" in lr_tables.lr_min(rows)

@@ -12,13 +12,14 @@ HEAD = """\
 # What it says when something goes wrong
 
 Every case here is provoked by a test, and the messages are those that it printed; this page is written from them by
-`tools/update_messages.py`. The command is always
+`tools/update_messages.py`. Unless another is named, the command is
 
     eva-utils train --data photos --out runs/demo ...
 
-In a notebook, the same words come as an `InputError` (status 2) or `RunError` (status 1). Exit status: 0 done, 1 a
-fault, 2 bad input, 130 stopped by Ctrl-C, 143 stopped by SIGTERM. Whatever the case, the last good checkpoint stays,
-and a run looks finished (`results.json`) only when it is.
+Exit status: 0 done, 1 memory ran out or a worker process died, 2 bad input, a file that cannot be written or a rate
+that is too high, 130 stopped by Ctrl-C, 143 stopped by SIGTERM. In a notebook, the same words come as an `InputError`
+or `RunError`; that memory ran out, torch says itself. Whatever the case, the last good checkpoint stays, and a run
+looks finished (`results.json`) only when it is.
 
 In the messages, `...` stands for words of the system or of a library. Where the last column is empty, the message says
 it all.
