@@ -12,6 +12,7 @@ from PIL import Image
 
 import accuracy
 import eva_utils as eva
+import jpeg
 import lr_finder
 import lr_rules
 import lr_tables
@@ -131,6 +132,21 @@ def test_recipes_run_and_are_not_run_again(photos, tmp_path):
     assert "images/s" not in again
     assert "Width 4, 2 epochs, 600 training images of photos; " in again
     assert f"| solution-a | {rows[0]['lr_max']:.2g} | {rows[0]['raw']:.2f} | " in again
+
+
+def test_jpeg_files_are_quality_75_in_a_folder_that_is_read_again(tmp_path):
+    smooth = np.linspace(0, 255, 32 * 32 * 3).reshape(1, 32, 32, 3).astype(np.uint8)
+    pixels = torch.from_numpy(np.concatenate([smooth, 255 - smooth, smooth // 2]))
+    images = eva.Images(pixels, torch.tensor([1, 0, 1]), ("ant", "bee"), (0, 0, 0), (1, 1, 1))
+    for split in ("train", "test"):
+        jpeg.write(images, tmp_path / split)
+    read, _ = eva.image_folder(tmp_path)
+    assert read.classes == images.classes and read.labels.tolist() == [0, 1, 1]
+    gap = (read.pixels.float() - images.pixels[[1, 0, 2]].float()).abs()
+    assert 0 < gap.mean() < 3
+    with Image.open(tmp_path / "train" / "bee" / "0001.jpg") as image:
+        assert image.quantization[0][:4] == [8, 6, 5, 8]  # half of the standard's 16, 11, 10, 16
+        assert [component[1:3] for component in image.layer] == [(2, 2), (1, 1), (1, 1)]
 
 
 def test_superconvergence_runs_and_draws(photos, tmp_path):
