@@ -28,7 +28,7 @@ def read(path: Path):
 
 
 def results() -> str:
-    head = ["data, images", "epochs", "LR_MIN to LR_MAX", "test, raw", "test, EMA", "EMA + TTA", "train", "time", "device"]
+    head = ["data, images", "epochs", "LR_MIN to LR_MAX", "test, raw", "test, EMA", "EMA + TTA", "train", "time"]
     rows = []
     for file in sorted((ROOT / "assets" / "runs").glob("*/results.json")):
         r = read(file)
@@ -44,7 +44,7 @@ def results() -> str:
             where(r),
             f"[1, seed {r['seed']}](assets/runs/{file.parent.name})",
         ])  # fmt: skip
-    return markdown([*head, "n"], rows)
+    return markdown([*head, "device", "n"], rows)
 
 
 def scaling_table(measured: dict) -> str:
