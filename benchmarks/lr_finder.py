@@ -3,9 +3,10 @@
     python benchmarks/lr_finder.py --data data/cifar10-jpeg     # some hours on two cores; goes on where it stopped
     python benchmarks/lr_tables.py                              # what came out, at any time
 
-For each setting and seed, short one-cycle runs with every LR_MAX of a grid (LR_MIN a twentieth of it) and with the
-pair that ``find_lr`` reads off its range test; accuracy on images held out of the *training* set. The rule was chosen
-on other settings than those it is judged on. Writes assets/benchmarks/lr_finder.json, a row a run.
+For each setting and seed, short one-cycle runs with every LR_MAX of a grid (LR_MIN a twentieth of it), with the pair
+that ``find_lr`` reads off its range test, and with what other rules found beyond the grid; accuracy on images held out
+of the *training* set. The rule was chosen on other settings than those it is judged on. Writes
+assets/benchmarks/lr_finder.json, a row a run.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from eva_utils.batches import loader
 from eva_utils.lr_finder import range_test
 from eva_utils.precision import choose_device, choose_precision, keep_memory
 from eva_utils.trainer import Trainer
-from lr_rules import RATIO, TESTS, ours
+from lr_rules import RATIO, TESTS, ours, rates
 
 GRID = [0.0125 * 2**k for k in range(9)]  # 0.0125 .. 3.2
 RATIOS = [5, 10, 20, 40, 100]  # of the study of LR_MIN
@@ -162,9 +163,15 @@ def wanted(rows: Rows, rules: bool = True) -> list[tuple[Setting, int, tuple[flo
             if rules:
                 found = ours(curves_of(rows, setting, seed))
                 pairs += [found] if setting in SETTINGS + LR_MIN_SETTINGS else []
+                pairs += beyond_grid(rates(curves_of(rows, setting, seed))) if setting in SETTINGS else []
                 pairs += [(found[1] / ratio, found[1]) for ratio in RATIOS if setting in LR_MIN_SETTINGS]
             todo += [(setting, seed, p) for p in pairs if not rows.find(**key, lr_min=p[0], lr_max=p[1])]
     return todo
+
+
+def beyond_grid(found: dict[str, tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of the other rules' rates, those that the grid says nothing of."""
+    return [pair for rule, pair in found.items() if rule != "eva_utils" and not GRID[0] <= pair[1] <= GRID[-1]]
 
 
 def grid_of(rows: Rows, setting: Setting, seed: int) -> list[float]:

@@ -19,7 +19,19 @@ from common import ASSETS, NAMES, Rows, markdown, where
 from eva_utils import plots
 from eva_utils.lr_curve import BEYOND, choose_rates
 from eva_utils.plots._base import COLORS, Picture, styled
-from lr_finder import CHOSEN_ON, GRID, LR_MIN_SETTINGS, RATIOS, SEEDS, SETTINGS, Setting, curves_of, grid_of, wanted
+from lr_finder import (
+    CHOSEN_ON,
+    GRID,
+    LR_MIN_SETTINGS,
+    RATIOS,
+    SEEDS,
+    SETTINGS,
+    Setting,
+    beyond_grid,
+    curves_of,
+    grid_of,
+    wanted,
+)  # fmt: skip
 from lr_rules import RATIO, RULES, ours, rates
 
 
@@ -55,14 +67,15 @@ def score_by(
     rule: str, rows: Rows, setting: Setting, pairs: dict[int, tuple[float, float]], which: str = "raw"
 ) -> float:
     """The same for what ``rule`` found. Ours is trained with; for the others, whose LR_MIN is that of the grid, the
-    grid of the same seed is read between its points. Beyond its ends, that is the value at the end: too kind to them.
+    grid of the same seed is read between its points, and only what lies beyond its ends is trained with.
     """
-    if rule == "eva_utils":
-        return score(rows, setting, pairs, which)
     values = []
-    for seed, (_, lr_max) in pairs.items():
-        grid = [score(rows, setting, {seed: (rate / RATIO, rate)}, which) for rate in GRID]
-        values.append(float(np.interp(np.log(lr_max), np.log(GRID), grid)))
+    for seed, pair in pairs.items():
+        if rule == "eva_utils" or pair in beyond_grid({rule: pair}):
+            values.append(score(rows, setting, {seed: pair}, which))
+        else:
+            grid = [score(rows, setting, {seed: (rate / RATIO, rate)}, which) for rate in GRID]
+            values.append(float(np.interp(np.log(pair[1]), np.log(GRID), grid)))
     return mean(values)
 
 
@@ -124,7 +137,10 @@ def draw(rows: Rows) -> Picture:
                 ax.plot(pair[1] / best, max(lost, 0.1), "o", ms=5, color=color, alpha=0.6, mew=0)
         ax.axvline(1, color=".5", lw=1)
         ax.set(title=rule, xscale="log", yscale="log", xlabel="its LR_MAX / the best")
-    panels[0].set(ylabel="accuracy lost (points)", xlim=(1e-3, 1e3), ylim=(0.09, 100))
+    panels[0].set(ylabel="accuracy lost (points)", xlim=(1e-3, 1e3), xticks=[1e-2, 1, 1e2], ylim=(0.09, 100))
+    for logits, color in zip(("scaled", "plain"), COLORS, strict=False):
+        panels[0].plot([], [], "o", ms=5, color=color, alpha=0.6, mew=0, label=f"{logits} logits")
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 

@@ -193,7 +193,9 @@ def test_what_is_still_to_be_run(tmp_path):
         return [pair for s, seed, pair in lr_finder.wanted(rows, rules) if s == setting and seed == 0]
 
     assert todo(rules=False) == [(rate / lr_rules.RATIO, rate) for rate in lr_finder.GRID]
-    assert len(todo(rules=True)) == len(lr_finder.GRID) + 1 + len(lr_finder.RATIOS)
+    assert (valley := lr_rules.rates(CURVES)["valley"])[1] < lr_finder.GRID[0]
+    assert len(todo(rules=True)) == len(lr_finder.GRID) + 1 + 1 + len(lr_finder.RATIOS)
+    assert valley in todo(rules=True)  # what the grid says nothing of
     for lr_min, lr_max in dict.fromkeys(todo(rules=True)):
         rows.add({**key, "lr_min": lr_min, "lr_max": lr_max, "raw": 50.0, "ema": 50.0})
     assert not todo(rules=True)
@@ -244,12 +246,14 @@ def test_regret_is_the_best_of_the_grid_minus_the_rule(tmp_path, monkeypatch):
             value = 100 - 10 * abs(i - 5) + seed  # a tent whose tip is at 0.4: straight between the points
             rows.add({**key, "lr_min": rate / lr_rules.RATIO, "lr_max": rate, "raw": value, "ema": value + 1})
         rows.add({**key, "lr_min": lr_min, "lr_max": lr_max, "raw": 98.0, "ema": 99.0})
+        rows.add({**key, **dict(zip(("lr_min", "lr_max"), pairs["valley"], strict=True)), "raw": 11.0, "ema": 12.0})
         assert lr_tables.complete(rows) == []  # LR_MIN's study is not there yet
         for ratio in lr_finder.RATIOS:
             rows.add({**key, "lr_min": lr_max / ratio, "lr_max": lr_max, "raw": ratio, "ema": 2 * ratio})
     assert lr_tables.complete(rows) == [setting]
     table = lr_tables.regret(rows)
-    lost = [10 * min(5, abs(np.log2(pairs[rule][1] / 0.4))) for rule in lr_rules.RULES[1:]]  # at most the grid's end
+    lost = [10 * abs(np.log2(pairs[rule][1] / 0.4)) for rule in ("lowest", "steepest")]
+    lost.append(101 - 11)  # valley's rate is below the grid, so it is trained with
     cells = " | ".join(f"{x:.1f}" for x in (3, *lost))
     assert "\n| digits, width 16, batch 128, scaled logits, label smoothing 0.2 | " in table
     assert f"| 0.4 | 101.0 | {cells} | {', '.join([f'{lr_max:.2g}'] * 3)} |" in table

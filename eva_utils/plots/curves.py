@@ -42,8 +42,11 @@ def zigzag(policy, cycles: float = 3, *, annotate: bool = False, ax=None) -> Fig
         title="Cyclic learning rate",
         ylim=(lo - 0.3 * height, hi + 0.2 * height),
     )
-    ax.text(end, hi, f"LR_MAX = {hi:g}", ha="right", va="bottom", color=RED)
-    ax.text(end, lo, f"LR_MIN = {lo:g}", ha="right", va="top", color=RED)
+    for y, words, offset in ((hi, f"LR_MAX = {hi:g}", 4), (lo, f"LR_MIN = {lo:g}", -4)):
+        ax.annotate(
+            words, (end, y), (0, offset), textcoords="offset points", color=RED, ha="right",
+            va="bottom" if offset > 0 else "top",
+        )  # fmt: skip
     for start, stop, y, words in (
         (0, step, lo - 0.08 * height, f"step size = {step:g}"),
         (0, 2 * step, lo - 0.21 * height, f"cycle = {2 * step:g} epochs"),
