@@ -246,7 +246,7 @@ def table(rows: list[dict]) -> str:
 
 def ablation(rows: list[dict]) -> str:
     """What each ingredient is worth: how much more ``ours`` has, and the standard error of that, in Markdown."""
-    head = ["recipe", "raw", "EMA", "raw, ours has more", "EMA, ours has more", "n"]
+    head = ["recipe", "raw", "EMA", "raw: ours minus this", "EMA: ours minus this", "n"]
     parts = []
     for title, groups in sizes(rows).items():
         if "ours" not in groups:

@@ -234,6 +234,8 @@ def test_the_notebooks_words_on_ordinary_schedules_are_what_was_measured():
             best[key] = row
     policies = [("one-cycle", 24), ("steps", 24), ("constant", 24), ("steps", 72)]
     last = [f"{best[key]['test_accuracy'][-1]:.1f}" for key in policies]
+    constants = [row for row in rows if row["policy"].startswith("constant") and row["epochs"] == 24]
+    last.insert(3, f"{max(row['test_accuracy'][-1] for row in constants):.1f}")
     averages = [f"{best[key]['test_accuracy_ema'][-1]:.1f}" for key in [*policies[:3], ("constant", 72)]]
     assert re.findall(r"\d\d\.\d", section) == last + averages
     images = f"{rows[0]['images']:,} of the training images"

@@ -18,7 +18,7 @@ Every case here is provoked by a test, and the messages are those that it printe
 
 Exit status: 0 done, 1 memory ran out or a worker process died, 2 bad input, a file that cannot be written or a rate
 that is too high, 130 stopped by Ctrl-C, 143 stopped by SIGTERM. In a notebook, the same words come as an `InputError`
-or `RunError`; that memory ran out, torch says itself. Whatever the case, the last good checkpoint stays, and a run
+or `RunError`; an out-of-memory error is torch's own. Whatever the case, the last good checkpoint stays, and a run
 looks finished (`results.json`) only when it is.
 
 In the messages, `...` stands for words of the system or of a library. Where the last column is empty, the message says
