@@ -1,7 +1,8 @@
 """Augmentation: one description, two engines.
 
 ``Augment`` says what happens to a training image: padding and a random crop, a horizontal flip, one Cutout hole, in
-this order. ``Augment.batch`` does it to a whole batch with a few tensor operations on the device;
+this order. ``Augment.batch`` does it to a whole batch with a few tensor operations on the device (training calls its
+two halves, ``places`` and ``take``);
 ``Augment.albumentations`` is the same as a pipeline for single images, and the reference that the first is tested
 against: the same drawn parameters give the same pixels.
 """
@@ -9,11 +10,13 @@ against: the same drawn parameters give the same pixels.
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from .errors import check
+from .errors import InputError, check
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,28 @@ class Augment:
             side = (self.cutout, self.cutout)
             steps.append(A.CoarseDropout((1, 1), hole_height_range=side, hole_width_range=side, fill=0, p=1))
         return A.Compose([*steps, ToTensorV2()])
+
+
+def check_pipeline(pipeline, x, images) -> None:
+    """Raises ``InputError`` unless an albumentations pipeline, which made ``x`` of one image, gives what the network
+    will be evaluated on: a float tensor (3, h, w), normalised by the mean and std of ``images``."""
+    right = "so it needs A.Normalize(train.mean, train.std), and ToTensorV2() at its end"
+    steps = [pipeline]
+    while steps:
+        step = steps.pop()
+        steps += getattr(step, "transforms", [])
+        if type(step).__name__ == "Normalize":
+            found = [*step.mean, *step.std] if step.normalization == "standard" else [math.inf]
+            if not np.allclose(found, [*images.mean, *images.std], atol=0.01):  # rounded ones will do
+                raise InputError(
+                    f"augment has {step}; evaluation normalises by the training images' mean and std, {right}"
+                )
+    shape = 3, *images.pixels.shape[1:3]
+    if not (isinstance(x, torch.Tensor) and x.is_floating_point() and x.shape == shape):
+        raise InputError(
+            f"augment gives a {type(x).__name__} of {x.dtype}, {tuple(x.shape)}; the network takes a float tensor of "
+            f"{shape}, {right}"
+        )
 
 
 def normalize(pixels: torch.Tensor, mean, std) -> torch.Tensor:

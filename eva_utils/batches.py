@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from .augment import Augment, normalize
+from .augment import Augment, check_pipeline, normalize
 from .errors import InputError, RunError, check
 from .images import Images
 from .precision import room
@@ -55,10 +55,12 @@ def loader(
 ):
     """The loader for ``engine``: "batch" (on the device) or "albumentations" (image by image, in worker processes).
 
-    ``augment`` is an ``Augment``, None for plain normalised images, or an albumentations pipeline of your own that ends
-    in a float tensor (3, h, w), which always uses the second engine.
+    ``augment`` is an ``Augment``, None for plain normalised images, or an albumentations pipeline of your own, which
+    always uses the second engine. It ends in a float tensor (3, h, w), normalised as evaluation does it:
+    ``A.Normalize(images.mean, images.std), ToTensorV2()``.
     shard: (rank, processes); of every batch of ``batch_size``, the images rank, rank + processes, ... are given.
-    Raises ``InputError`` if the batch is larger than the data or too small to be shared.
+    Raises ``InputError`` if the batch is larger than the data or too small to be shared, and for a pipeline that gives
+    something else.
     """
     check_batches(images, augment, batch_size, engine, workers, shard[1])
     size = tuple(images.pixels.shape[1:3])
@@ -71,7 +73,9 @@ def loader(
         pipeline = dataclasses.replace(augment, flip=augment.flip and not alternate)
         augment = pipeline.albumentations(images.mean, images.std, *size)
         return WorkerLoader(images, augment, batch_size, seed, device, shard, workers, alternate)
-    return WorkerLoader(images, augment, batch_size, seed, device, shard, workers)
+    batches = WorkerLoader(images, augment, batch_size, seed, device, shard, workers)
+    check_pipeline(augment, batches.first(), images)
+    return batches
 
 
 def check_batches(
@@ -176,6 +180,10 @@ class WorkerLoader(_Loader):
         super().__init__(images, batch_size, seed, device, shard)
         self.transform, self.workers, self.alternate = transform, workers, alternate
 
+    def first(self) -> torch.Tensor:
+        """The first image as the pipeline gives it."""
+        return _WholeBatches(self, torch.arange(len(self.images)), 0)._augmented(0, 0)
+
     def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         order = torch.randperm(len(self.images), generator=self._generator(epoch))
         dataset = _WholeBatches(self, order, epoch)
@@ -185,7 +193,8 @@ class WorkerLoader(_Loader):
             num_workers=self.workers,
             worker_init_fn=_one_thread if self.workers else None,
             pin_memory=self.device.type == "cuda",
-            generator=torch.Generator().manual_seed(0),  # else each epoch would draw a number from the global RNG
+            # For what in a worker draws from a global generator, and so that none is drawn from here.
+            generator=torch.Generator().manual_seed(seed_for(self.seed, epoch)),
         )
         for x, y in self._alive(batches):
             x = x.to(self.device, non_blocking=True, memory_format=torch.channels_last)

@@ -1,9 +1,12 @@
-"""Checkpoints: written so that a kill at any moment leaves a whole one, read without running code from them."""
+"""Files: written so that a kill at any moment leaves a whole one, read without running code from them."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import json
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -79,6 +82,22 @@ def exclusive(folder: Path) -> Iterator[None]:
             _held.discard(key)
 
 
+def plain(settings):
+    """``settings`` as json has them, to be stored and compared: numbers that are Python's and not numpy's, which
+    ``load`` would refuse; of other objects their ``repr`` without addresses, which are others in the next process."""
+
+    def default(value):
+        if dataclasses.is_dataclass(value):
+            return dataclasses.asdict(value)
+        return value.tolist() if hasattr(value, "tolist") else re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+    return json.loads(json.dumps(settings, default=default))
+
+
+def write_json(path: Path, value) -> None:
+    write_atomically(path, lambda part: part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf8"))
+
+
 def save(path: Path, state: dict) -> None:
     """``state`` (tensors, numbers, strings, lists, dicts) to ``path``; ``load`` reads it."""
     write_tensors(path, {"format": FORMAT, **state})
@@ -97,11 +116,16 @@ def write_tensors(path: Path, content: dict) -> None:
     write_atomically(path, write)
 
 
+def read_tensors(path: Path):
+    """What ``write_tensors`` wrote, on the CPU. Raises many kinds of errors for a file that is damaged."""
+    _check(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def load(path: Path) -> dict:
     """What ``save`` wrote, on the CPU. Raises ``InputError`` for a file that is damaged, newer or something else."""
     try:
-        _check(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_tensors(path)
     except Exception as error:  # a damaged file fails in many ways
         reason = str(error).split("\n")[0]
         raise InputError(f"checkpoint {str(path)!r} is damaged ({reason}); delete it to start over") from error

@@ -184,10 +184,7 @@ def _main(argv: list[str] | None) -> int:
 
         options = vars(args)
         getattr(job, options.pop("command"))(**{k: v for k, v in options.items() if k != "config"})
-    except InputError as error:
-        print(f"eva-utils: error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a path that the system does not take: its name is too long, or it leads in circles
+    except (InputError, OSError) as error:  # the latter of a path that is too long, say, or leads in circles
         print(f"eva-utils: error: {error}", file=sys.stderr)
         return 2
     except RunError as error:

@@ -70,6 +70,22 @@ def predict(model: nn.Module, images: Images, *, tta: bool = False, precision: s
     return torch.cat(parts)
 
 
+def check_model(model: nn.Module, images: Images, precision: str) -> None:
+    """Raises ``InputError`` unless ``model`` gives a logit for each class of ``images``: on a GPU, labels beyond the
+    outputs end the whole process."""
+    try:
+        outputs = predict(model, images[:1], precision=precision).shape[1]
+    except RuntimeError as error:
+        if "view size is not compatible" not in str(error):
+            raise
+        raise InputError(
+            "the model uses view() on images or feature maps, which are in channels_last memory here; "
+            "use flatten(1) or reshape()"
+        ) from error
+    if outputs != len(images.classes):
+        raise InputError(f"the model has {outputs} outputs; the data have {len(images.classes)} classes")
+
+
 def evaluate(
     model: nn.Module,
     images: Images,

@@ -92,7 +92,7 @@ def misclassified(model: nn.Module, images: Images, probabilities: torch.Tensor 
     return Mistakes(images[index], index, predicted[index], probabilities[index])
 
 
-def gradcam(model: nn.Module, mistakes: Mistakes, layers: tuple[str, ...] = LAYERS) -> Cams:
+def gradcam(model: nn.Module, mistakes: Mistakes, layers: str | tuple[str, ...] = LAYERS) -> Cams:
     """Grad-CAM of each mistake at each of ``layers`` (names of submodules), for the predicted and for the true class.
 
     Works on a copy, in fp32 with gradients on, whatever surrounds the call; the model keeps its mode, hooks, gradients.
@@ -104,6 +104,7 @@ def gradcam(model: nn.Module, mistakes: Mistakes, layers: tuple[str, ...] = LAYE
         from pytorch_grad_cam import GradCAM
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
+    layers = (layers,) if isinstance(layers, str) else tuple(layers)
     modules = dict(model.named_modules())
     for layer in layers:
         if layer not in modules:
@@ -113,7 +114,7 @@ def gradcam(model: nn.Module, mistakes: Mistakes, layers: tuple[str, ...] = LAYE
     labels = {"predicted": mistakes.predicted.tolist(), "true": images.labels.tolist()}
     if not len(mistakes):
         none = np.empty((0, len(layers), *images.pixels.shape[1:3]), np.float32)
-        return Cams(mistakes, tuple(layers), none, none)
+        return Cams(mistakes, layers, none, none)
     maps = {which: [] for which in labels}
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         network = copy.deepcopy(model).float().requires_grad_(True)
@@ -125,4 +126,4 @@ def gradcam(model: nn.Module, mistakes: Mistakes, layers: tuple[str, ...] = LAYE
             with GradCAM(network, [network.get_submodule(layer)]) as cam:
                 for which, classes in labels.items():
                     maps[which].append(cam(x, [ClassifierOutputTarget(c) for c in classes]))
-    return Cams(mistakes, tuple(layers), **{which: np.stack(m, axis=1).astype(np.float32) for which, m in maps.items()})
+    return Cams(mistakes, layers, **{which: np.stack(m, axis=1).astype(np.float32) for which, m in maps.items()})

@@ -60,7 +60,8 @@ def crc32(*splits: Images) -> str:
 def _pair(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], classes, name):
     """(train, test) as Images, both with the channel statistics of the training images."""
     # From counts of the 256 values: exact, and no float copy of the data.
-    counts = np.stack([np.bincount(train[0][..., c].ravel(), minlength=256) for c in range(3)])
+    parts = np.array_split(train[0], 100)  # bincount makes int64 of what it counts
+    counts = np.stack([sum(np.bincount(part[..., c].ravel(), minlength=256) for part in parts) for c in range(3)])
     value = np.arange(256) / 255
     mean = counts @ value / counts.sum(1)
     std = np.sqrt(np.maximum(counts @ value**2 / counts.sum(1) - mean**2, 0))
@@ -153,7 +154,7 @@ def image_folder(path: str | os.PathLike) -> tuple[Images, Images]:
 
         def read(split: str) -> tuple[np.ndarray, np.ndarray]:
             pixels = np.empty((len(files[split]), *first.shape), np.uint8)
-            for i, array in enumerate(pool.map(checked, files[split], chunksize=64)):
+            for i, array in enumerate(pool.map(checked, files[split])):
                 pixels[i] = array
             return pixels, np.array([label for _, label in files[split]])
 

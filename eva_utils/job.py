@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
+import os
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from . import plots
 from .augment import Augment
 from .batches import check_batches
-from .checkpoint import exclusive
+from .checkpoint import exclusive, write_json
 from .distributed import on_first, one_a_machine_first, process_group, world_size
 from .errors import InputError, check, check_recipe, differences
 from .evaluation import predict
@@ -20,7 +20,7 @@ from .images import Images, cifar10, digits, image_folder
 from .lr_finder import LRRange, find_lr
 from .model import ResNet9
 from .precision import choose_device, choose_precision
-from .records import load_model, read_csv, read_json, save_run, write_json
+from .records import load_model, read_csv, read_json, save_run
 from .schedule import ExpRange, OneCycle, Triangular, Triangular2
 from .train import fit
 
@@ -55,6 +55,7 @@ def _train(
     out, fresh, data, root, epochs, peak_epoch, batch_size, lr_min, lr_max, width, seed, padding, flip, cutout,
     label_smoothing, weight_decay, ema, precision, device, engine, workers,
 ) -> dict:  # fmt: skip
+    data = os.path.normpath(data)  # photos/ is photos
     config = {key: value for key, value in locals().items() if key not in ("out", "fresh")}
     if results := on_first(_finished)(out, config, fresh):
         print(f"{out} holds this run, finished; nothing to compute (--fresh starts over)")
@@ -71,6 +72,8 @@ def _train(
     if (side := min(train_images.pixels.shape[1:3])) < SMALLEST:
         raise InputError(f"the images of {data!r} have a side of {side} pixels; the network needs {SMALLEST} or more")
     check_batches(train_images, augment, batch_size, engine, workers, world_size())
+    right = "2 or more for images below 16 pixels, which leave BatchNorm one value a channel"
+    check("batch_size", batch_size, batch_size > 1 or side >= 16, right)
     torch.manual_seed(seed)
     model = ResNet9(len(train_images.classes), width)
     on_first(_begin)(out, config, fresh)
@@ -172,7 +175,8 @@ def draw(
     cams = gradcam(model, mistakes)
     figures |= {"misclassified": plots.misclassified(mistakes), "gradcam": plots.gradcam(cams)}
     figures |= {f"gradcam/{i + 1:02}": plots.gradcam(cams[i : i + 1]) for i in range(len(mistakes))}
-    shutil.rmtree(folder, ignore_errors=True)  # only now, when all of them are drawn
+    for name in [folder / "lr_finder.png", *folder.glob("gradcam/[0-9][0-9].png")]:
+        name.unlink(missing_ok=True)  # of a run that had more figures; only now, when all are drawn
     for name, figure in figures.items():
         plots.save(figure, folder / f"{name}.png")
 

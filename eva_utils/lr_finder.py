@@ -19,9 +19,10 @@ from torch import nn
 
 from .augment import Augment
 from .batches import loader, seed_for
-from .checkpoint import write_atomically
+from .checkpoint import plain, write_json
 from .distributed import on_first
 from .errors import InputError, check_recipe, differences
+from .evaluation import check_model
 from .images import Images, crc32
 from .lr_curve import SMOOTH, Curve, choose_rates
 from .precision import DTYPES, choose_device, choose_precision, keep_memory
@@ -40,7 +41,7 @@ class LRRange:
 
     def save(self, path: Path) -> None:
         state = asdict(self) | {"curve": {key: value.tolist() for key, value in vars(self.curve).items()}}
-        write_atomically(path, lambda part: part.write_text(json.dumps(state, indent=1) + "\n", encoding="utf8"))
+        write_json(path, state)
 
     @classmethod
     def load(cls, path: Path) -> LRRange:
@@ -88,13 +89,14 @@ def find_lr(
     Raises ``InputError`` if the curve is too short, flat, or NaN from the start, and where a training with other
     arguments lies in ``checkpoint``.
     """
-    settings = {
-        "params": sum(p.numel() for p in model.parameters()), "model_crc32": f"{zlib.crc32(repr(model).encode()):08x}",
+    settings = plain({
+        "params": sum(p.numel() for p in model.parameters()),
+        "model_crc32": f"{zlib.crc32(plain(model).encode()):08x}",
         "data": train.name, "n_train": len(train), "data_crc32": crc32(train),
-        "augment": asdict(augment) if isinstance(augment, Augment) else str(augment), "batch_size": batch_size,
-        "seed": seed, "lr_start": lr_start, "lr_end": lr_end, "steps": steps, "momentum": momentum,
-        "weight_decay": weight_decay, "label_smoothing": label_smoothing, "engine": engine,
-    }  # fmt: skip
+        "augment": augment, "batch_size": batch_size, "seed": seed, "engine": engine,
+        "lr_start": lr_start, "lr_end": lr_end, "steps": steps,
+        "momentum": momentum, "weight_decay": weight_decay, "label_smoothing": label_smoothing,
+    })  # fmt: skip
     if not 0 < lr_start < lr_end < np.inf:
         raise InputError(f"lr_start is {lr_start!r} and lr_end {lr_end!r}; they have to be positive and in this order")
     if steps < 3 * SMOOTH:
@@ -139,6 +141,7 @@ def range_test(
     if device.type == "cpu":
         keep_memory()
     network = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
+    check_model(network, batches.images, precision)
     optimizer = torch.optim.SGD(
         network.parameters(), lr=lr_start, momentum=momentum, nesterov=momentum > 0, weight_decay=weight_decay
     )

@@ -9,6 +9,7 @@ from torch import nn
 
 from .conv import Conv3x3
 from .errors import check
+from .evaluation import eval_mode
 
 
 def conv_bn(inputs: int, outputs: int, pool: bool = False) -> nn.Sequential:
@@ -113,19 +114,16 @@ def summary(model: nn.Module, size: int = 32) -> str:
         return start, end
 
     leaves = [(name, module) for name, module in model.named_modules() if not any(module.children())]
-    hooks, training = [], {module: module.training for module in model.modules()}
+    hooks = []
     try:
         for name, module in leaves:
             start, end = note(name or type(module).__name__)
             hooks += [module.register_forward_pre_hook(start), module.register_forward_hook(end)]
-        model.eval()
-        with torch.no_grad(), counter:
+        with eval_mode(model), torch.no_grad(), counter:
             model(next(model.parameters()).new_zeros(1, 3, size, size))
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in training.items():
-            module.training = mode
     total = ("total", "", sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
     lines = [f"{name:<28} {shape:>14} {count:>12,} {macs / 1e6:>10.2f}" for name, shape, count, macs in [*rows, total]]
     head = f"{'layer':<28} {'output':>14} {'parameters':>12} {'mult-adds/M':>11}"

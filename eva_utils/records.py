@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from . import __version__
-from .checkpoint import write_atomically, write_tensors
+from .checkpoint import read_tensors, write_atomically, write_json, write_tensors
 from .errors import InputError
 from .evaluation import evaluate
 from .images import Images
@@ -27,12 +27,13 @@ def load_model(run: str | Path) -> ResNet9:
     if not file.is_file():
         raise InputError(f"{str(file)!r} is not there; it is written at the end of a run")
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = read_tensors(file)
         width, classes = state["prep.conv.weight"].shape[0], state["head.linear.weight"].shape[0]
         model = ResNet9(classes, width)
         model.load_state_dict(state)
     except Exception as error:  # a damaged file fails in many ways
-        raise InputError(f"{str(file)!r} cannot be read as a model ({str(error).splitlines()[0]})") from error
+        reason = str(error).split("\n")[0]
+        raise InputError(f"{str(file)!r} cannot be read as a model ({reason})") from error
     return model.eval()
 
 
@@ -89,10 +90,6 @@ def _results(run: Run, rates: LRRange | None, reasons: dict, test_images: Images
         "torch": torch.__version__,
         "version": __version__,
     }
-
-
-def write_json(path: Path, value) -> None:
-    write_atomically(path, lambda part: part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf8"))
 
 
 def read_json(path: Path) -> dict:

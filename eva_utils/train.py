@@ -15,7 +15,7 @@ from . import distributed
 from .augment import Augment
 from .batches import loader, to_device
 from .errors import InputError, check_recipe
-from .evaluation import predict
+from .evaluation import check_model
 from .images import Images, crc32
 from .precision import choose_device, choose_precision, describe, keep_memory
 from .trainer import Trainer
@@ -26,9 +26,9 @@ class Run:
     """A finished training.
 
     model: the network with its last weights (the very object given to ``fit``). ema: a copy with the averaged weights
-    and BatchNorm statistics. history: a dict an epoch (loss in nats, accuracy in per cent, seconds since the start).
-    steps: a dict a batch (step, epoch, planned, applied, skipped, loss); an fp16 overflow skips the
-    step, and the schedule waits. settings: what the run depended on.
+    and BatchNorm statistics. Both are in eval mode. history: a dict an epoch (loss in nats, accuracy in per cent,
+    seconds since the start). steps: a dict a batch (step, epoch, planned, applied, skipped, loss); an fp16 overflow
+    skips the step, and the schedule waits. settings: what the run depended on.
     """
 
     model: nn.Module
@@ -98,7 +98,7 @@ def fit(
         raise InputError(
             f"schedule is {schedule!r}; it has to be a dataclass with a whole number of epochs, like OneCycle"
         )
-    settings = {
+    settings = checkpoints.plain({
         "data": train.name,
         "n_train": len(train),
         "n_test": len(test),
@@ -106,7 +106,7 @@ def fit(
         "params": sum(p.numel() for p in model.parameters()),
         "policy": type(schedule).__name__,
         **dataclasses.asdict(schedule),
-        "augment": dataclasses.asdict(augment) if isinstance(augment, Augment) else str(augment),
+        "augment": augment,
         "engine": engine,
         "batch_size": batch_size,
         "seed": seed,
@@ -114,7 +114,7 @@ def fit(
         "weight_decay": weight_decay,
         "label_smoothing": label_smoothing,
         "ema": ema,
-    }
+    })  # fmt: skip
     _check_agreement({**settings, "precision": precision, "device": device.type})
     with contextlib.ExitStack() as held:
         if checkpoint is not None:
@@ -135,13 +135,12 @@ def _fit(model, train, test, schedule, settings, batches, precision, checkpoint,
         print(f"{file}: {rest}")
     if not all(p.isfinite().all() for p in trainer.model.parameters()):
         raise InputError("the model has weights that are not finite, from a run that failed perhaps; make it anew")
-    if (outputs := predict(trainer.model, test[:1], precision=precision).shape[1]) < len(train.classes):
-        raise InputError(f"the model has {outputs} outputs; the data have {len(train.classes)} classes")
+    check_model(trainer.model, test, precision)
     trainer.run(to_device(test, device), file)
     seconds = trainer.seconds
     return Run(
-        model=trainer.model,
-        ema=trainer.ema,
+        model=trainer.model.eval(),
+        ema=trainer.ema.eval(),
         schedule=schedule,
         history=trainer.history,
         steps=trainer.steps,

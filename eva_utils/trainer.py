@@ -129,7 +129,7 @@ class Trainer:
     def _step(self, loss: torch.Tensor) -> dict:
         """Backward pass and optimizer step at the planned rate; the row it leaves in ``steps``."""
         epoch = self.taken / len(self.batches)
-        planned = self.schedule(epoch)
+        planned = float(self.schedule(epoch))
         for group in self.optimizer.param_groups:
             group["lr"] = planned
         self.optimizer.zero_grad(set_to_none=True)

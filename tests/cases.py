@@ -310,6 +310,7 @@ CASES = {
         Case("a rate that is not a number", "", flags("--lr-max", "nan")),
         Case("a batch larger than the data", "", flags("--batch-size", 33)),
         Case("no batch", "", flags("--batch-size", 0)),
+        Case("a batch of one small image", "", flags("--batch-size", 1)),
         Case("negative padding", "", flags("--padding", -1)),
         Case("padding as wide as the image", "", flags("--padding", 8)),
         Case("a hole that covers the image", "", flags("--cutout", 8)),

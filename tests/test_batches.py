@@ -170,7 +170,45 @@ def test_engine_decides_the_loader():
     assert isinstance(loader(images, Augment(), 2), DeviceLoader)
     assert isinstance(loader(images, None, 2), DeviceLoader)
     assert isinstance(loader(images, Augment(), 2, engine="albumentations"), WorkerLoader)
-    assert isinstance(loader(images, A.Compose([A.Normalize(), ToTensorV2()]), 2), WorkerLoader)
+    assert isinstance(loader(images, A.Compose([A.Normalize(MEAN, STD), ToTensorV2()]), 2), WorkerLoader)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([A.Normalize(), ToTensorV2()], r"augment has Normalize\(.*evaluation normalises.*A.Normalize\(train.mean"),
+        ([A.OneOf([A.Normalize(MEAN, (1, 1, 1))], p=1), ToTensorV2()], r"augment has Normalize\("),
+        ([A.Normalize(normalization="image"), ToTensorV2()], r"augment has Normalize\("),
+        ([ToTensorV2()], r"gives a Tensor of torch.uint8, \(3, 12, 12\); the network takes a float tensor"),
+        ([A.Normalize(MEAN, STD)], r"gives a ndarray of float32, \(12, 12, 3\)"),
+        ([A.Normalize(MEAN, STD), A.CenterCrop(8, 8), ToTensorV2()], r"\(3, 8, 8\); .* \(3, 12, 12\)"),
+    ],
+)
+def test_a_pipeline_that_gives_what_is_not_evaluated_on_is_refused(steps, message):
+    with pytest.raises(InputError, match=message):
+        loader(noise(4), A.Compose(steps), 2)
+
+
+def test_rounded_statistics_will_do():
+    mean, std = ([round(value + 0.003, 3) for value in values] for values in (MEAN, STD))
+    loader(noise(4), A.Compose([A.Normalize(mean, std), ToTensorV2()]), 2)
+
+
+def test_global_random_numbers_in_a_worker_are_those_of_seed_and_epoch():
+    """What a pipeline draws from NumPy's own generator, as some people's transforms do."""
+
+    class Speckle(A.ImageOnlyTransform):
+        def apply(self, image, **params):
+            return np.random.randint(0, 256, image.shape, dtype=np.uint8)
+
+    own = A.Compose([Speckle(p=1), A.Normalize(MEAN, STD), ToTensorV2()])
+
+    def drawn(seed: int, epoch: int) -> tuple:
+        return whole(loader(noise(6), own, 3, seed=seed, workers=2), epoch)
+
+    assert same(drawn(0, 0), drawn(0, 0))
+    assert not same(drawn(0, 0)[:1], drawn(0, 1)[:1])
+    assert not same(drawn(0, 0)[:1], drawn(1, 0)[:1])
 
 
 def test_plain_batches_come_in_order():
@@ -214,11 +252,16 @@ def test_seeds_of_more_numbers_and_of_large_numbers_are_distinct_too():
 
 
 def test_a_worker_that_dies_is_told_in_words():
+    here = os.getpid()
+
     class Killer(A.ImageOnlyTransform):
         def apply(self, image, **params):
-            os.kill(os.getpid(), signal.SIGKILL)
+            if os.getpid() != here:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return image
 
-    batches = loader(noise(8), A.Compose([Killer(p=1)]), 4, engine="albumentations", workers=1)
+    own = A.Compose([Killer(p=1), A.Normalize(MEAN, STD), ToTensorV2()])
+    batches = loader(noise(8), own, 4, workers=1)
     with pytest.raises(RunError, match="a worker process died"):
         list(batches.epoch(0))
 

@@ -7,12 +7,13 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eva_utils import InputError, checkpoint
+from eva_utils import Augment, InputError, checkpoint
 
 
 def state(value: float = 1.0) -> dict:
@@ -50,6 +51,25 @@ def assert_unharmed(file: Path) -> None:
 
 def test_round_trip(file):
     assert_unharmed(file)
+
+
+def test_plain_settings_can_be_stored_and_compared(file):
+    def noise(x):
+        return x
+
+    settings = {
+        "lr": np.float64(0.1), "seed": np.int64(3), "sizes": (1, np.int32(2)), "augment": Augment(padding=2),
+        "knots": np.array([0.5, 1.5]), "own": [noise], "none": None,
+    }  # fmt: skip
+    stored = checkpoint.plain(settings)
+    assert stored == {
+        "lr": 0.1, "seed": 3, "sizes": [1, 2],
+        "augment": {"padding": 2, "flip": True, "cutout": 8, "alternate": True}, "knots": [0.5, 1.5],
+        "own": ["<function test_plain_settings_can_be_stored_and_compared.<locals>.noise>"], "none": None,
+    }  # fmt: skip
+    checkpoint.save(file, stored)
+    assert checkpoint.load(file)["sizes"] == [1, 2]
+    assert checkpoint.plain(stored) == stored
 
 
 def test_the_next_one_takes_its_place(file):

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import inspect
 import io
 import json
 import os
@@ -177,6 +178,12 @@ def test_another_configuration_is_refused(finished, flags, difference):
     assert files(finished) == before
 
 
+def test_a_folder_with_a_slash_at_its_end_is_the_same_folder(monkeypatch):
+    monkeypatch.setattr(job, "_finished", lambda out, config, fresh: config)
+    options = dict.fromkeys(inspect.signature(job._train).parameters)
+    assert {job._train(**options | {"data": data})["data"] for data in ("photos", "photos/", "./photos")} == {"photos"}
+
+
 def test_where_it_is_computed_is_no_other_configuration(finished):
     status, out, _ = run(*TRAIN, "--workers", "0", "--device", "cuda:7", "--out", finished)
     assert status == 0
@@ -257,10 +264,12 @@ def test_a_test_set_without_mistakes(tiny, tmp_path):
     folder = tmp_path / "figures"
     (folder / "gradcam").mkdir(parents=True)
     (folder / "gradcam" / "01.png").touch()  # from a worse run before
+    (folder / "lr_finder.png").touch()
+    (folder / "mine.tex").touch()  # and what is none of ours
     plan = OneCycle(1, 0.5, 0.05, 0.1)
     job.draw(folder, history, steps, plan, None, train, test, Augment(2, False, 4), ResNet9(3, 4), right)
     names = ("samples", "augmented", "lr_schedule", "history", "confusion", "misclassified", "gradcam")
-    assert files(folder).keys() == {f"{name}.png" for name in names}
+    assert files(folder).keys() == {"mine.tex", *(f"{name}.png" for name in names)}
 
 
 # explain and cycle
@@ -305,6 +314,19 @@ def test_explain_names_what_is_damaged(copied, name):
     assert status == 2
     assert name in err
     assert err.strip().count("\n") == 0
+
+
+@pytest.mark.parametrize("how", ["emptied", "a bit flipped"])
+def test_a_model_that_was_changed_on_the_disk_is_refused(copied, how):
+    file = copied / "model.pt"
+    content = bytearray(file.read_bytes())
+    if how == "emptied":
+        content = b""
+    else:
+        content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(eva_utils.InputError, match=r"model\.pt' cannot be read as a model"):
+        eva_utils.load_model(copied)
 
 
 @pytest.mark.parametrize("command", ["explain", "train"])

@@ -234,6 +234,12 @@ def test_operations_in_place_after_the_layer_make_no_difference(cnn, images):
     assert np.array_equal(gradcam(model, wrong, ("1",)).predicted, gradcam(same, wrong, ("1",)).predicted)
 
 
+def test_one_layer_may_be_named_alone(model, wrong):
+    cams = gradcam(model, wrong, layers="layer3")
+    assert cams.layers == ("layer3",)
+    np.testing.assert_array_equal(cams.predicted, gradcam(model, wrong, layers=("layer3",)).predicted)
+
+
 def test_unknown_layer_is_named_with_those_that_are_there(model, wrong):
     with pytest.raises(InputError, match=r"layer9.*prep, layer1, layer2, layer3, head"):
         gradcam(model, wrong, layers=("layer1", "layer9"))

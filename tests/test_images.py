@@ -3,6 +3,7 @@
 import io
 import re
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from eva_utils import InputError, digits, image_folder
+from eva_utils import images as images_module
 
 HEIGHT, WIDTH = 5, 7
 
@@ -109,6 +111,15 @@ def test_statistics_are_the_training_images_alone(source, folder):
     np.testing.assert_allclose(train.mean, values.mean((0, 1, 2)), atol=1e-6)
     np.testing.assert_allclose(train.std, values.std((0, 1, 2)), atol=1e-6)
     assert (test.mean, test.std) == (train.mean, train.std)
+
+
+def test_statistics_take_next_to_no_memory():
+    pixels, labels = np.zeros((200, 100, 100, 3), np.uint8), np.zeros(200)
+    tracemalloc.start()
+    images_module._pair((pixels, labels), (pixels, labels), ["a", "b"], "zeros")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < pixels.nbytes / 10
 
 
 def test_a_constant_channel_can_be_divided_by_its_std(tmp_path):

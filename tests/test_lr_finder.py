@@ -295,6 +295,11 @@ def test_a_network_of_ones_own(images):
     assert rates.lr_min < rates.lr_max
 
 
+def test_a_network_with_too_few_outputs_is_refused(images):
+    with pytest.raises(InputError, match="the model has 5 outputs; the data have 10 classes"):
+        find_lr(ResNet9(5, width=4), images, **OPTIONS)
+
+
 def test_the_rates_train_digits():
     train, test = digits()
     model = ResNet9(10, width=8)

@@ -159,6 +159,12 @@ def test_a_notebook_shows_a_figure_as_png():
     assert plots.zigzag(ZIGZAG)._repr_png_().startswith(b"\x89PNG\r\n\x1a\n")
 
 
+def test_a_notebook_shows_that_there_are_no_mistakes():
+    for figure in (plots.misclassified(mistakes(0)), plots.gradcam(cams(0))):
+        (ax,) = figure.axes  # IPython passes over a figure without
+        assert [text.get_text() for text in ax.texts] == ["No test image is misclassified."]
+
+
 def test_save_replaces_what_was_there(tmp_path):
     file = tmp_path / "figure.png"
     file.write_bytes(b"old")

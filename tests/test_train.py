@@ -7,9 +7,11 @@ import math
 import random
 import re
 
+import albumentations as A
 import numpy as np
 import pytest
 import torch
+from albumentations.pytorch import ToTensorV2
 
 from eva_utils import Augment, InputError, OneCycle, ResNet9, Triangular, checkpoint, digits, evaluate, fit
 from eva_utils import trainer as trainer_module
@@ -135,6 +137,7 @@ def test_the_given_model_is_the_one_that_is_trained(cnn, train):
     run = train(model)
     assert run.model is model
     assert not same(model, cnn())
+    assert not any(part.training for network in (run.model, run.ema) for part in network.modules())
 
 
 def test_it_learns_digits():
@@ -257,6 +260,46 @@ def test_a_finished_run_computes_nothing_again(cnn, train, tmp_path, monkeypatch
     again = train(cnn(seed=99), checkpoint=tmp_path)
     assert_same_run(again, finished)
     assert (again.seconds_total, again.images_per_second) == (finished.seconds_total, finished.images_per_second)
+    assert "finished, nothing to compute" in capsys.readouterr().out
+
+
+@dataclasses.dataclass(frozen=True)
+class Knots:
+    """A policy of one's own, with NumPy's numbers in it and out of it."""
+
+    epochs: int
+    at: tuple
+    rates: np.ndarray
+
+    def __call__(self, epoch: float) -> np.float64:
+        return np.interp(epoch, self.at, self.rates)
+
+
+def test_a_policy_in_numpys_numbers_goes_on(cnn, train, tmp_path, capsys):
+    def policy():
+        return Knots(np.int64(3), (0, 1, 3), np.array([0.01, 0.1, 0.01]))
+
+    first = train(cnn(), policy(), checkpoint=tmp_path, seed=np.int64(1))
+    again = train(cnn(), policy(), checkpoint=tmp_path, seed=np.int64(1))
+    assert "finished, nothing to compute" in capsys.readouterr().out
+    assert_same_run(first, again)
+    assert all(type(row["planned"]) is float for row in first.steps)
+
+
+def test_a_pipeline_with_a_function_of_ones_own_goes_on(cnn, train, tmp_path, capsys, tiny):
+    """Its text has the function's address, which is another one in each process."""
+
+    def pipeline():
+        def brighter(image, **params):
+            return np.clip(image.astype(int) + 9, 0, 255).astype(np.uint8)
+
+        normal = A.Normalize(tiny[0].mean, tiny[0].std)
+        return A.Compose([A.Lambda(image=brighter, name="brighter", p=1), normal, ToTensorV2()])
+
+    one, other = pipeline(), pipeline()
+    assert repr(one) != repr(other)
+    for augment in (one, other):
+        train(cnn(), augment=augment, checkpoint=tmp_path, workers=0)
     assert "finished, nothing to compute" in capsys.readouterr().out
 
 
@@ -391,9 +434,27 @@ def test_arguments_that_cannot_be_used_are_named(options, words, train):
         train(**options)
 
 
-def test_a_network_with_too_few_outputs_is_refused(cnn, train):
-    with pytest.raises(InputError, match=r"2.*3|3.*2"):
-        train(cnn(outputs=2))
+@pytest.mark.parametrize("outputs", [2, 4])
+def test_a_network_with_another_number_of_outputs_is_refused(outputs, cnn, train):
+    with pytest.raises(InputError, match=f"the model has {outputs} outputs; the data have 3 classes"):
+        train(cnn(outputs=outputs))
+
+
+class Viewed(torch.nn.Module):
+    """Flattens with ``view``, which only contiguous memory allows."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = torch.nn.Conv2d(3, 2, 3), torch.nn.Linear(2 * 14 * 14, 3)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.linear(x.view(len(x), -1))
+
+
+def test_a_network_that_flattens_with_view_is_told_what_to_do(train):
+    with pytest.raises(InputError, match=r"view\(\).*channels_last.*flatten\(1\) or reshape\(\)"):
+        train(Viewed())
 
 
 # fp16, as far as a CPU can show it

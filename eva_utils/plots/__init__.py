@@ -1,4 +1,4 @@
-"""Every figure. Each function takes an optional ``ax`` (or makes a figure) and returns the figure; none shows it.
+"""Every figure. Each function returns a figure and shows none; those with one panel can draw into an ``ax`` you give.
 
 Figures are made without pyplot's global state: in a notebook the last expression of a cell shows its figure, once, and
 in a script nothing opens. ``save`` writes a PNG.

@@ -33,7 +33,9 @@ def _grid(count: int, columns: int, width: float = 8.5, caption: float = 0.42):
 
 def _nothing() -> Figure:
     figure = Picture(8, 1)
-    figure.text(0.5, 0.5, "No test image is misclassified.", ha="center", va="center", fontsize=12)
+    ax = figure.subplots()  # a notebook shows no figure without
+    ax.axis("off")
+    ax.text(0.5, 0.5, "No test image is misclassified.", ha="center", va="center", fontsize=12)
     return figure
 
 
