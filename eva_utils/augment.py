@@ -10,7 +10,6 @@ against: the same drawn parameters give the same pixels.
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,24 +143,28 @@ class Augment:
 
 
 def check_pipeline(pipeline, x, images) -> None:
-    """Raises ``InputError`` unless an albumentations pipeline, which made ``x`` of one image, gives what the network
-    will be evaluated on: a float tensor (3, h, w), normalised by the mean and std of ``images``."""
-    right = "so it needs A.Normalize(train.mean, train.std), and ToTensorV2() at its end"
+    """Raises ``InputError`` unless an albumentations pipeline fits the evaluation, and ``x``, which it made of an image,
+    the network: a float32 tensor (3, h, w). Of the pipeline, what is looked at is any ``A.Normalize``: it has to be by
+    the mean and std of ``images``."""
+    import albumentations as A
+
+    right = "so the pipeline needs A.Normalize(train.mean, train.std), and ToTensorV2() at its end"
     steps = [pipeline]
     while steps:
         step = steps.pop()
-        steps += getattr(step, "transforms", [])
-        if type(step).__name__ == "Normalize":
-            found = [*step.mean, *step.std] if step.normalization == "standard" else [math.inf]
-            if not np.allclose(found, [*images.mean, *images.std], atol=0.01):  # rounded ones will do
+        if isinstance(step, A.BaseCompose):
+            steps += step.transforms
+        elif isinstance(step, A.Normalize):
+            pairs = (step.mean, images.mean), (step.std, images.std)
+            # Rounded ones will do.
+            if step.normalization != "standard" or not all(np.allclose(*pair, atol=0.01) for pair in pairs):
                 raise InputError(
                     f"augment has {step}; evaluation normalises by the training images' mean and std, {right}"
                 )
-    shape = 3, *images.pixels.shape[1:3]
-    if not (isinstance(x, torch.Tensor) and x.is_floating_point() and x.shape == shape):
+    if not (isinstance(x, torch.Tensor) and x.dtype == torch.float32 and x.ndim == 3 and len(x) == 3):
         raise InputError(
-            f"augment gives a {type(x).__name__} of {x.dtype}, {tuple(x.shape)}; the network takes a float tensor of "
-            f"{shape}, {right}"
+            f"augment gives a {type(x).__name__} of {getattr(x, 'dtype', '?')}, {tuple(getattr(x, 'shape', ()))}; "
+            f"the network takes a float32 tensor (3, h, w), {right}"
         )
 
 

@@ -56,7 +56,7 @@ def loader(
     """The loader for ``engine``: "batch" (on the device) or "albumentations" (image by image, in worker processes).
 
     ``augment`` is an ``Augment``, None for plain normalised images, or an albumentations pipeline of your own, which
-    always uses the second engine. It ends in a float tensor (3, h, w), normalised as evaluation does it:
+    always uses the second engine. It ends in a float32 tensor (3, h, w), normalised as evaluation does it:
     ``A.Normalize(images.mean, images.std), ToTensorV2()``.
     shard: (rank, processes); of every batch of ``batch_size``, the images rank, rank + processes, ... are given.
     Raises ``InputError`` if the batch is larger than the data or too small to be shared, and for a pipeline that gives
@@ -112,10 +112,10 @@ class _Loader:
 
     def __init__(self, images: Images, batch_size: int, seed: int, device, shard: tuple[int, int]) -> None:
         self.images, self.seed, self.device = images, seed, torch.device(device)
-        rank, processes = shard
+        self.rank, processes = shard
         parts = _parts(len(images), batch_size)
         self.sizes = [part.stop - part.start for part in parts]
-        self.parts = [slice(part.start + rank, part.stop, processes) for part in parts]
+        self.parts = [slice(part.start + self.rank, part.stop, processes) for part in parts]
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -194,7 +194,7 @@ class WorkerLoader(_Loader):
             worker_init_fn=_one_thread if self.workers else None,
             pin_memory=self.device.type == "cuda",
             # For what in a worker draws from a global generator, and so that none is drawn from here.
-            generator=torch.Generator().manual_seed(seed_for(self.seed, epoch)),
+            generator=torch.Generator().manual_seed(seed_for(self.seed, epoch, self.rank)),
         )
         for x, y in self._alive(batches):
             x = x.to(self.device, non_blocking=True, memory_format=torch.channels_last)

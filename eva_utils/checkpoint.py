@@ -82,16 +82,27 @@ def exclusive(folder: Path) -> Iterator[None]:
             _held.discard(key)
 
 
-def plain(settings):
-    """``settings`` as json has them, to be stored and compared: numbers that are Python's and not numpy's, which
-    ``load`` would refuse; of other objects their ``repr`` without addresses, which are others in the next process."""
+def plain(value):
+    """``value`` in what json has, to be stored and compared: numpy's numbers, which ``load`` would refuse, as Python's,
+    and objects as they are ``described``."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(dataclasses.asdict(value))
+    if isinstance(value, dict):
+        return {key if isinstance(key, str) else described(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (set, frozenset)):  # in an order that is another one in the next process
+        return sorted(map(plain, value), key=repr)
+    if hasattr(value, "tolist") and not isinstance(value, type):
+        return plain(value.tolist())
+    return described(value)
 
-    def default(value):
-        if dataclasses.is_dataclass(value):
-            return dataclasses.asdict(value)
-        return value.tolist() if hasattr(value, "tolist") else re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
-    return json.loads(json.dumps(settings, default=default))
+def described(value) -> str:
+    """``repr`` without addresses, which are others in the next process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def write_json(path: Path, value) -> None:

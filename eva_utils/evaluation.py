@@ -71,10 +71,10 @@ def predict(model: nn.Module, images: Images, *, tta: bool = False, precision: s
 
 
 def check_model(model: nn.Module, images: Images, precision: str) -> None:
-    """Raises ``InputError`` unless ``model`` gives a logit for each class of ``images``: on a GPU, labels beyond the
-    outputs end the whole process."""
+    """Raises ``InputError`` unless ``model`` gives a logit for each class of ``images`` and no more: a label beyond the
+    outputs would end a GPU's process, and an output beyond the classes has no name."""
     try:
-        outputs = predict(model, images[:1], precision=precision).shape[1]
+        outputs = predict(model, images[:2], precision=precision).shape[1]
     except RuntimeError as error:
         if "view size is not compatible" not in str(error):
             raise

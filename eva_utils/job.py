@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 
 import torch
@@ -25,6 +24,7 @@ from .schedule import ExpRange, OneCycle, Triangular, Triangular2
 from .train import fit
 
 HERE_ONLY = ("root", "device", "precision", "workers")  # where and how a run is computed, not what
+BUILT_IN = ("cifar10", "digits")
 SMALLEST = 8  # pixels: ResNet9 halves the side three times
 LEFT_BY_A_RUN = ("results.json", "checkpoint.pt", "lr_range.json", "history.csv", "lr.csv", "model.pt")
 
@@ -55,8 +55,9 @@ def _train(
     out, fresh, data, root, epochs, peak_epoch, batch_size, lr_min, lr_max, width, seed, padding, flip, cutout,
     label_smoothing, weight_decay, ema, precision, device, engine, workers,
 ) -> dict:  # fmt: skip
-    data = os.path.normpath(data)  # photos/ is photos
-    config = {key: value for key, value in locals().items() if key not in ("out", "fresh")}
+    if (path := str(Path(data))) not in BUILT_IN:  # ./digits is a folder
+        data = path  # photos/ is photos
+    config = {key: value for key, value in locals().items() if key not in ("out", "fresh", "path")}
     if results := on_first(_finished)(out, config, fresh):
         print(f"{out} holds this run, finished; nothing to compute (--fresh starts over)")
         return results
@@ -72,7 +73,7 @@ def _train(
     if (side := min(train_images.pixels.shape[1:3])) < SMALLEST:
         raise InputError(f"the images of {data!r} have a side of {side} pixels; the network needs {SMALLEST} or more")
     check_batches(train_images, augment, batch_size, engine, workers, world_size())
-    right = "2 or more for images below 16 pixels, which leave BatchNorm one value a channel"
+    right = "2 or more for images below 16 pixels, which leave BatchNorm one value per channel"
     check("batch_size", batch_size, batch_size > 1 or side >= 16, right)
     torch.manual_seed(seed)
     model = ResNet9(len(train_images.classes), width)
@@ -161,7 +162,7 @@ def cycle(out, lr_min, lr_max, step_size, cycles) -> None:
 def draw(
     folder: Path, history, steps, schedule, rates, train_images, test_images, augment, model, probabilities
 ) -> None:
-    """All figures of a run into ``folder``, instead of those that are there."""
+    """All figures of a run into ``folder``, instead of an earlier run's."""
     figures = {
         "samples": plots.samples(train_images),
         "augmented": plots.augmented(train_images, augment),
@@ -175,8 +176,9 @@ def draw(
     cams = gradcam(model, mistakes)
     figures |= {"misclassified": plots.misclassified(mistakes), "gradcam": plots.gradcam(cams)}
     figures |= {f"gradcam/{i + 1:02}": plots.gradcam(cams[i : i + 1]) for i in range(len(mistakes))}
-    for name in [folder / "lr_finder.png", *folder.glob("gradcam/[0-9][0-9].png")]:
-        name.unlink(missing_ok=True)  # of a run that had more figures; only now, when all are drawn
+    for file in [folder / "lr_finder.png", *folder.glob("gradcam/[0-9][0-9].png")]:
+        with contextlib.suppress(OSError):  # if it cannot be, saving will say so
+            file.unlink()  # of a run that had more figures; only now, when all are drawn
     for name, figure in figures.items():
         plots.save(figure, folder / f"{name}.png")
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from .augment import Augment
 from .batches import loader, seed_for
-from .checkpoint import plain, write_json
+from .checkpoint import described, plain, write_json
 from .distributed import on_first
 from .errors import InputError, check_recipe, differences
 from .evaluation import check_model
@@ -91,7 +91,7 @@ def find_lr(
     """
     settings = plain({
         "params": sum(p.numel() for p in model.parameters()),
-        "model_crc32": f"{zlib.crc32(plain(model).encode()):08x}",
+        "model_crc32": f"{zlib.crc32(described(model).encode()):08x}",
         "data": train.name, "n_train": len(train), "data_crc32": crc32(train),
         "augment": augment, "batch_size": batch_size, "seed": seed, "engine": engine,
         "lr_start": lr_start, "lr_end": lr_end, "steps": steps,

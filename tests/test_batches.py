@@ -179,9 +179,12 @@ def test_engine_decides_the_loader():
         ([A.Normalize(), ToTensorV2()], r"augment has Normalize\(.*evaluation normalises.*A.Normalize\(train.mean"),
         ([A.OneOf([A.Normalize(MEAN, (1, 1, 1))], p=1), ToTensorV2()], r"augment has Normalize\("),
         ([A.Normalize(normalization="image"), ToTensorV2()], r"augment has Normalize\("),
-        ([ToTensorV2()], r"gives a Tensor of torch.uint8, \(3, 12, 12\); the network takes a float tensor"),
+        (
+            [ToTensorV2()],
+            r"gives a Tensor of torch.uint8, \(3, 12, 12\); .* a float32 tensor \(3, h, w\)",
+        ),
         ([A.Normalize(MEAN, STD)], r"gives a ndarray of float32, \(12, 12, 3\)"),
-        ([A.Normalize(MEAN, STD), A.CenterCrop(8, 8), ToTensorV2()], r"\(3, 8, 8\); .* \(3, 12, 12\)"),
+        ([A.Normalize(0.4, 0.25), ToTensorV2()], r"augment has Normalize\("),
     ],
 )
 def test_a_pipeline_that_gives_what_is_not_evaluated_on_is_refused(steps, message):
@@ -189,9 +192,17 @@ def test_a_pipeline_that_gives_what_is_not_evaluated_on_is_refused(steps, messag
         loader(noise(4), A.Compose(steps), 2)
 
 
-def test_rounded_statistics_will_do():
+def test_rounded_statistics_and_another_size_will_do():
     mean, std = ([round(value + 0.003, 3) for value in values] for values in (MEAN, STD))
-    loader(noise(4), A.Compose([A.Normalize(mean, std), ToTensorV2()]), 2)
+    own = A.Compose([A.RandomCrop(8, 8), A.Sequential([A.Normalize(mean, std)], p=1), ToTensorV2()])
+    x, _ = whole(loader(noise(4), own, 2, workers=0), 0)
+    assert x.shape == (4, 3, 8, 8)
+
+
+def test_statistics_of_grey_images_may_be_given_once():
+    grey = dataclasses.replace(noise(4), mean=(0.4,) * 3, std=(0.25,) * 3)
+    for mean, std in ((0.4, 0.25), ((0.4,), (0.25,))):
+        loader(grey, A.Compose([A.Normalize(mean, std), ToTensorV2()]), 2)
 
 
 def test_global_random_numbers_in_a_worker_are_those_of_seed_and_epoch():
@@ -203,10 +214,11 @@ def test_global_random_numbers_in_a_worker_are_those_of_seed_and_epoch():
 
     own = A.Compose([Speckle(p=1), A.Normalize(MEAN, STD), ToTensorV2()])
 
-    def drawn(seed: int, epoch: int) -> tuple:
-        return whole(loader(noise(6), own, 3, seed=seed, workers=2), epoch)
+    def drawn(seed: int, epoch: int, rank: int = 0) -> tuple:
+        return whole(loader(noise(8), own, 4, seed=seed, workers=2, shard=(rank, 2)), epoch)
 
     assert same(drawn(0, 0), drawn(0, 0))
+    assert not same(drawn(0, 0)[:1], drawn(0, 0, rank=1)[:1])
     assert not same(drawn(0, 0)[:1], drawn(0, 1)[:1])
     assert not same(drawn(0, 0)[:1], drawn(1, 0)[:1])
 

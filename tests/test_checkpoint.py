@@ -1,5 +1,6 @@
 """A checkpoint survives whatever happens while the next one is written, and a damaged one is refused."""
 
+import json
 import os
 import pickle
 import subprocess
@@ -59,15 +60,18 @@ def test_plain_settings_can_be_stored_and_compared(file):
 
     settings = {
         "lr": np.float64(0.1), "seed": np.int64(3), "sizes": (1, np.int32(2)), "augment": Augment(padding=2),
-        "knots": np.array([0.5, 1.5]), "own": [noise], "none": None,
+        "knots": np.array([0.5, 1.5]), "own": [noise, np.float32], "none": None, "layers": {"c", "a", "b"},
+        "named": {(1, 2): True},
     }  # fmt: skip
     stored = checkpoint.plain(settings)
     assert stored == {
         "lr": 0.1, "seed": 3, "sizes": [1, 2],
         "augment": {"padding": 2, "flip": True, "cutout": 8, "alternate": True}, "knots": [0.5, 1.5],
-        "own": ["<function test_plain_settings_can_be_stored_and_compared.<locals>.noise>"], "none": None,
+        "own": ["<function test_plain_settings_can_be_stored_and_compared.<locals>.noise>", "<class 'numpy.float32'>"],
+        "none": None, "layers": ["a", "b", "c"], "named": {"(1, 2)": True},
     }  # fmt: skip
     checkpoint.save(file, stored)
+    assert json.loads(json.dumps(stored)) == stored
     assert checkpoint.load(file)["sizes"] == [1, 2]
     assert checkpoint.plain(stored) == stored
 

@@ -181,7 +181,15 @@ def test_another_configuration_is_refused(finished, flags, difference):
 def test_a_folder_with_a_slash_at_its_end_is_the_same_folder(monkeypatch):
     monkeypatch.setattr(job, "_finished", lambda out, config, fresh: config)
     options = dict.fromkeys(inspect.signature(job._train).parameters)
-    assert {job._train(**options | {"data": data})["data"] for data in ("photos", "photos/", "./photos")} == {"photos"}
+
+    def known_as(data: str) -> str:
+        return job._train(**options | {"data": data})["data"]
+
+    assert {known_as(data) for data in ("photos", "photos/", "./photos")} == {"photos"}
+    assert known_as("a/../photos") == "a/../photos"  # a may be a link
+    assert known_as("digits") == "digits"
+    for folder in ("./digits", "digits/", "./cifar10"):  # and not what is built in
+        assert known_as(folder) not in job.BUILT_IN
 
 
 def test_where_it_is_computed_is_no_other_configuration(finished):
