@@ -143,7 +143,7 @@ class Augment:
 
 
 def check_pipeline(pipeline, x, images) -> None:
-    """Raises ``InputError`` unless an albumentations pipeline fits the evaluation, and ``x``, which it made of an image,
+    """Raises ``InputError`` unless an albumentations pipeline fits the evaluation, and ``x``, made of one image by it,
     the network: a float32 tensor (3, h, w). Of the pipeline, what is looked at is any ``A.Normalize``: it has to be by
     the mean and std of ``images``."""
     import albumentations as A
