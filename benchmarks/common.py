@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import re
 from datetime import date
@@ -53,6 +54,11 @@ def write(path: Path, content) -> None:
     print(f"wrote {path}")
 
 
+def _same(there, here) -> bool:
+    """Equal; numbers but for rounding, which differs from machine to machine in what is computed from a curve."""
+    return there == here or (isinstance(there, float) and isinstance(here, float) and math.isclose(there, here))
+
+
 class Rows:
     """A json file with one row a run; what is there already is not computed again."""
 
@@ -61,7 +67,7 @@ class Rows:
         self.rows = json.loads(path.read_text(encoding="utf8")) if path.is_file() else []
 
     def find(self, **key) -> dict | None:
-        return next((row for row in self.rows if all(row.get(k) == v for k, v in key.items())), None)
+        return next((row for row in self.rows if all(_same(row.get(k), v) for k, v in key.items())), None)
 
     def add(self, row: dict) -> dict:
         self.rows = [*Rows(self.path).rows, row]  # read again: another process may have added some

@@ -1,6 +1,7 @@
 """The benchmarks' own arithmetic, and that each of them runs, at the size of a toy."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,9 +47,12 @@ def test_rows_are_kept_and_found(tmp_path):
     again = Rows(tmp_path / "a" / "rows.json")
     assert again.find(x=2) == {"x": 2, "y": 3}
     assert again.find(x=2, y=2) is None
+    rows.add({"x": 5, "lr": 0.1})
+    assert rows.find(lr=0.1 * (1 + 1e-12))["x"] == 5  # another machine's rounding
+    assert rows.find(lr=0.1001) is None
     again.add({"x": 3})
     rows.add({"x": 4})
-    assert [row["x"] for row in rows.rows] == [1, 2, 3, 4]  # of two processes, none is lost
+    assert [row["x"] for row in rows.rows] == [1, 2, 5, 3, 4]  # of two processes, none is lost
 
 
 # The rules that the finder is compared with
@@ -260,6 +264,24 @@ def test_regret_is_the_best_of_the_grid_minus_the_rule(tmp_path, monkeypatch):
     assert f"| **worst** |  |  | **3.0** | {' | '.join(f'**{x:.1f}**' for x in lost)} |  |" in table
     assert "| 5.0 / 10.0 | 10.0 / 20.0 | 20.0 / 40.0 | 40.0 / 80.0 | 100.0 / 200.0 |" in lr_tables.lr_min(rows)
     assert len(lr_tables.draw(rows).axes) == 4
+
+
+@pytest.mark.parametrize(("which", "limit"), [("raw", 2.5), ("ema", 1.5)])
+def test_the_rule_is_as_good_as_measured(which, limit):
+    """Against the measurements in the repository, read by the rule as it is now."""
+    rows = Rows(BENCHMARKS.parent / "assets/benchmarks/lr_finder.json")
+    assert lr_tables.complete(rows) == lr_finder.SETTINGS
+    lines = lr_tables.regret(rows, which).splitlines()
+    mean, worst = ([float(x) for x in re.findall(r"\*\*(-?[\d.]+)\*\*", line)] for line in lines[-2:])
+    assert mean[0] <= 0.7
+    assert worst[0] <= limit
+    assert mean[0] < min(mean[1:])
+    for setting in lr_finder.SETTINGS:
+        found = lr_tables.by_rule(rows, setting)["eva_utils"]
+        maxima = [lr_max for _, lr_max in found.values()]
+        assert max(maxima) < 2 * min(maxima)
+        for seed, (lr_min, lr_max) in found.items():
+            assert not rows.find(**vars(setting), seed=seed, lr_min=lr_min, lr_max=lr_max)["diverged"]
 
 
 def test_an_ingredients_worth_is_a_difference_with_its_error():
