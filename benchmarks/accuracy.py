@@ -3,6 +3,7 @@
     python benchmarks/accuracy.py --data data/cifar10-jpeg                            # a full run of each
     python benchmarks/accuracy.py --width 16 --epochs 12 --seeds 3                    # small ones
     python benchmarks/accuracy.py --width 32 --seeds 3 --held-out --recipes ablations
+    python benchmarks/accuracy.py --adopt runs/cifar10                                # what eva-utils train left
 
 Each recipe is a configuration of the same ``fit``. What is in assets/benchmarks/accuracy.json already is not run again,
 and an interrupted run goes on, so that it can be done bit by bit. With --held-out, accuracy is that on 5,000 of the
@@ -23,12 +24,17 @@ import torch
 
 import eva_utils as eva
 from common import ASSETS, NAMES, Rows, machine, markdown, where
+from eva_utils.cli import _parser
+from eva_utils.errors import differences
+from eva_utils.job import HERE_ONLY
 from eva_utils.model import Residual
+from eva_utils.records import read_csv, read_json
 from eva_utils.trainer import Trainer
 from lr_rules import lowest
 
 BATCH = 512
 HELD_OUT = 5_000
+KEY = ("recipe", "data", "width", "epochs", "images", "tested_on", "seed")  # what names a row
 
 
 # Policies and layers of other people's recipes, which the package has no use for.
@@ -230,6 +236,33 @@ def run(recipe: Callable, job: Job, test: eva.Images) -> dict:
     }
 
 
+def adopt(folder: Path) -> dict:
+    """The row of ``ours`` that a finished run of ``eva-utils train`` stands for, whose defaults are this recipe.
+
+    Raises SystemExit if the run in ``folder`` had other settings.
+    """
+    config, results = (read_json(folder / name) for name in ("config.json", "results.json"))
+    own = {key: config[key] for key in ("data", "epochs", "width", "seed", *HERE_ONLY)}
+    recipe = vars(_parser().parse_args(["train", "--out", "."])) | own | {"peak_epoch": config["epochs"] * 5 / 24}
+    if changed := differences(config, {key: recipe[key] for key in config}):
+        raise SystemExit(f"{folder} is of another recipe:\n{changed}")
+    key = "ours", results["data"], config["width"], config["epochs"], results["n_train"], "test", config["seed"]
+    accuracies = {name: results[f"test_accuracy{end}"] for name, end in
+                  {"raw": "", "raw_tta": "_tta", "ema": "_ema", "ema_tta": "_ema_tta"}.items()}  # fmt: skip
+    rates = [step["applied"] for step in read_csv(folder / "lr.csv")]
+    return {
+        **dict(zip(KEY, key, strict=True)),
+        **accuracies,
+        "train": results["train_accuracy"],
+        "lr_first": rates[0],
+        "lr_max": max(rates),
+        "lr_last": rates[-1],
+        "seconds": results["seconds_total"] - results["seconds_lr_finder"],
+        "seconds_train": results["seconds_train"],
+        **{name: results[name] for name in ("device", "precision", "torch", "version")},
+    }
+
+
 def table(rows: list[dict]) -> str:
     """For each size a table with a line for each recipe: mean and standard deviation over the seeds, in Markdown."""
     head = ["recipe", "LR_MAX", "raw", "EMA", "EMA + TTA", "train", "n"]
@@ -296,19 +329,24 @@ def main() -> None:
     parser.add_argument("--held-out", action="store_true", help="test on held-out training images")
     parser.add_argument("--out", type=Path, default=ASSETS / "accuracy.json")
     parser.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="folder for checkpoints")
+    parser.add_argument("--adopt", type=Path, metavar="RUN", help="count this run of eva-utils train as one of ours")
     parser.add_argument("--table", action="store_true", help="print what is there, run nothing")
     args = parser.parse_args()
     rows = Rows(args.out)
-    if not args.table:
+    if args.adopt:
+        row = adopt(args.adopt)
+        if not rows.find(**{key: row[key] for key in KEY}):
+            rows.add(row)
+    elif not args.table:
         train, test = split(args.data, args.held_out)
         if args.images:  # a folder is in the order of its classes
             train = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(2))[: args.images]]
+        tested_on = "held out" if args.held_out else "test"
         names = [name for group in args.recipes for name in GROUPS.get(group, [group])]
         for seed in range(args.seeds):
             for name in dict.fromkeys(names):
-                key = {"recipe": name, "data": train.name, "width": args.width, "epochs": args.epochs,
-                       "images": len(train), "tested_on": "held out" if args.held_out else "test",
-                       "seed": seed}  # fmt: skip
+                values = name, train.name, args.width, args.epochs, len(train), tested_on, seed
+                key = dict(zip(KEY, values, strict=True))
                 if not rows.find(**key):
                     folder = args.work / "-".join(str(value).replace(" ", "_") for value in key.values())
                     print(f"\n{key}", flush=True)

@@ -198,7 +198,8 @@ def _main(argv: list[str] | None) -> int:
         if not isinstance(error, MemoryError) and not any(these in str(error) for these in words):
             raise
         what = str(error).split("\n")[0]
-        print(f"eva-utils: out of memory; take a smaller --batch-size or --width ({what})", file=sys.stderr)
+        or_old = ", or the GPU is too old for this cuDNN" if "engine" in what else ""
+        print(f"eva-utils: out of memory{or_old}; take a smaller --batch-size or --width ({what})", file=sys.stderr)
         return 1
     return 0
 

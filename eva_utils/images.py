@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import tarfile
+import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -88,7 +89,9 @@ def cifar10(root: str | os.PathLike = "data") -> tuple[Images, Images]:
         for member in tar:  # in the archive's own order: the compressed stream is read once
             name = member.name.rpartition("/")[2]
             if name in ("batches.meta", "test_batch") or name.startswith("data_batch_"):
-                batches[name] = pickle.load(tar.extractfile(member), encoding="bytes")  # its checksum was verified
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # some versions of NumPy's, that these pickles are old
+                    batches[name] = pickle.load(tar.extractfile(member), encoding="bytes")  # its checksum was verified
 
     def split(*names: str) -> tuple[np.ndarray, np.ndarray]:
         pixels = np.concatenate([batches[name][b"data"] for name in names]).reshape(-1, 3, 32, 32)

@@ -25,7 +25,7 @@ from .errors import InputError, check_recipe, differences
 from .evaluation import check_model
 from .images import Images, crc32
 from .lr_curve import SMOOTH, Curve, choose_rates
-from .precision import DTYPES, choose_device, choose_precision, keep_memory
+from .precision import DTYPES, choose_device, choose_precision, forget_failed_step, keep_memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +170,7 @@ def range_test(
 
     devices = [device] if device.type == "cuda" else []
     with (
+        forget_failed_step(),
         torch.random.fork_rng(devices),
         torch.enable_grad(),
         warnings.catch_warnings(),

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
 import time
+import traceback
+from collections.abc import Iterator
 
 import torch
 
 from .distributed import own_device, world_size
-from .errors import InputError
+from .errors import InputError, check
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """``device`` if given, else the first CUDA GPU (of several processes' each its own), else the CPU."""
+    """``device`` if given, else the first CUDA GPU (of several processes' each its own), else the CPU.
+
+    Raises ``InputError`` if it cannot be used. Others than these two are refused: on Apple's (mps), torch's copies and
+    BatchNorm have silently been wrong in the way they are used here (pytorch issues 139550, 175189).
+    """
+    chosen = device is None
     try:
-        device = own_device(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        check("device", str(device), device.type in ("cpu", "cuda"), "'cpu', 'cuda' or one of several, as 'cuda:1'")
+        device = own_device(device)
         torch.ones(1, device=device)  # a kernel runs: torch may be too new for a GPU that it sees
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise InputError(f"device is {str(device)!r}, which cannot be used here: {reason}") from error
+        hint = "; with CUDA_VISIBLE_DEVICES='' in the environment it is left alone" if chosen else ""
+        raise InputError(f"device is {str(device)!r}, which cannot be used here: {reason}{hint}") from error
     return device
 
 
@@ -30,19 +41,17 @@ def choose_precision(device: torch.device, precision: str = "auto") -> str:
     """ "bf16", "fp16" or "fp32": ``precision`` itself, or for "auto" the fastest that ``device`` has in hardware.
 
     CUDA: bf16 from compute capability 8.0, fp16 below (``torch.cuda.is_bf16_supported()`` is no guide: it says yes on a
-    T4, which only emulates it). CPU: bf16 where AMX or AVX512-BF16 is there. Everywhere else: fp32.
+    T4, which only emulates it). CPU: bf16 where AMX or AVX512-BF16 is there, else fp32.
     """
     if precision != "auto":
         if precision not in DTYPES:
             raise InputError(f"precision is {precision!r}; it has to be 'auto', 'bf16', 'fp16' or 'fp32'")
         if precision == "fp16" and device.type != "cuda":
-            raise InputError(f"precision is 'fp16', which needs a CUDA GPU; on {device.type} take 'bf16' or 'fp32'")
+            raise InputError("precision is 'fp16', which needs a CUDA GPU; on cpu take 'bf16' or 'fp32'")
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    if device.type == "cpu":
-        return "bf16" if has_amx() or _cpu_has("_is_avx512_bf16_supported") else "fp32"
-    return "fp32"
+    return "bf16" if has_amx() or _cpu_has("_is_avx512_bf16_supported") else "fp32"
 
 
 def has_amx() -> bool:
@@ -96,6 +105,20 @@ def keep_memory() -> None:
         libc.mallopt(m_trim_threshold, -1)  # never
     except (OSError, AttributeError):
         pass  # no glibc: nothing to gain here
+
+
+@contextlib.contextmanager
+def forget_failed_step() -> Iterator[None]:
+    """Frees the tensors of a step that memory ran out in, or that was interrupted.
+
+    A notebook keeps the error, the error the frames of all calls, and these the activations and their graph: gigabytes
+    that the next try, with a smaller batch say, would have to do without.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, torch.OutOfMemoryError) as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
 
 
 def environment() -> None:

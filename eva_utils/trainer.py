@@ -16,7 +16,7 @@ from .batches import seed_for
 from .errors import InputError, differences
 from .evaluation import evaluate
 from .images import Images
-from .precision import autocast, describe
+from .precision import autocast, describe, forget_failed_step
 
 EMA_EVERY = 5  # steps between two updates of the average: as good as every step, at a fifth of the cost
 
@@ -37,7 +37,7 @@ class Trainer:
             momentum=settings["momentum"],
             nesterov=settings["momentum"] > 0,
             weight_decay=settings["weight_decay"],
-            fused=self.device.type in ("cpu", "cuda"),
+            fused=True,
         )
         if settings["momentum"]:
             # Fused SGD makes its buffers without filling them, and leaves that if a scaler skips the very first step.
@@ -63,7 +63,8 @@ class Trainer:
         saved = self.epoch
         while self.epoch < self.epochs:
             try:
-                self._epoch(test)
+                with forget_failed_step():
+                    self._epoch(test)
                 if file:
                     distributed.on_first(checkpoint.save)(file, self.state_dict())
                     saved = self.epoch  # this many epochs are in the file
@@ -202,8 +203,6 @@ class Trainer:
         except RuntimeError as error:
             raise InputError(f"checkpoint {str(file)!r} belongs to another network: {error}") from error
         self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:
-            group["fused"] = self.optimizer.defaults["fused"]  # this device's, not the one's that wrote the file
         if state["scaler"]:  # empty when it was written in another precision, on another device
             self.scaler.load_state_dict(state["scaler"])
             self.scale = self.scaler.get_scale()

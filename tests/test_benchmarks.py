@@ -20,6 +20,7 @@ import lr_tables
 import superconvergence
 import throughput
 from common import Rows
+from eva_utils import cli
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -136,6 +137,26 @@ def test_recipes_run_and_are_not_run_again(photos, tmp_path):
     assert "images/s" not in again
     assert "Width 4, 2 epochs, 600 training images of photos; " in again
     assert f"| solution-a | {rows[0]['lr_max']:.2g} | {rows[0]['raw']:.2f} | " in again
+
+
+def test_a_run_of_the_command_is_one_of_ours(photos, tmp_path, monkeypatch):
+    out, rows = tmp_path / "run", tmp_path / "rows.json"
+    train = ["train", "--data", str(photos), "--width", "4", "--epochs", "2", "--peak-epoch", str(2 * 5 / 24)]
+    assert cli.main([*train, "--out", str(out)]) == 0
+    command = ["accuracy.py", "--out", str(rows), "--adopt"]
+    for _ in range(2):  # a run counts once
+        monkeypatch.setattr(sys, "argv", [*command, str(out)])
+        accuracy.main()
+    (adopted,) = json.loads(rows.read_text())
+    images, test = eva.image_folder(photos)
+    trained = accuracy.run(accuracy.ours, accuracy.Job(images, 2, 4, 0, tmp_path / "again"), test)
+    measured = [key for key in trained if not key.startswith("seconds") and key not in ("python", "date")]
+    assert {"raw", "ema_tta", "lr_max"} < set(measured)
+    assert [adopted[key] for key in measured] == [trained[key] for key in measured]
+    assert cli.main([*train, "--weight-decay", "0", "--out", str(tmp_path / "other")]) == 0
+    monkeypatch.setattr(sys, "argv", [*command, str(tmp_path / "other")])
+    with pytest.raises(SystemExit, match=r"another recipe:\n  weight_decay: 0.0 there, 0.001 here"):
+        accuracy.main()
 
 
 def test_jpeg_files_are_quality_75_in_a_folder_that_is_read_again(tmp_path):

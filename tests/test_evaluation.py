@@ -202,6 +202,24 @@ def test_a_device_that_cannot_be_used_is_named(name):
         choose_device(name)
 
 
+def test_a_device_that_torch_may_compute_wrongly_on_is_refused():
+    with pytest.raises(InputError, match="device is 'mps'; it has to be 'cpu', 'cuda'"):
+        choose_device("mps")
+
+
+def test_a_gpu_that_nobody_asked_for_and_that_fails_can_be_left_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def no_kernel(*args, **kwargs):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+
+    monkeypatch.setattr(torch, "ones", no_kernel)
+    with pytest.raises(InputError, match=r"no kernel image.*; with CUDA_VISIBLE_DEVICES='' in the environment"):
+        choose_device()
+    with pytest.raises(InputError, match=r"on the device$"):
+        choose_device("cuda")
+
+
 def test_environment_says_what_there_is(capsys):
     precision.environment()
     assert torch.__version__ in capsys.readouterr().out

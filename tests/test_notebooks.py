@@ -1,15 +1,19 @@
 """Both notebooks run from top to bottom in a fresh kernel, and a second run goes on from the first one's checkpoint."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 import venv
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
+import torch
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,6 +67,21 @@ def test_super_convergence_quickly_and_again(tmp_path):
     assert "range test done before" in printed
     assert "finished, nothing to compute" in printed
     assert figures(tmp_path / "assets" / "q-quick") == set(names.split())
+
+
+def test_the_folders_do_not_change_when_a_cell_runs_again(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    mounted = SimpleNamespace(drive=SimpleNamespace(mount=lambda point: None))
+    monkeypatch.setitem(sys.modules, "google.colab", mounted)
+    cells = nbformat.read(ROOT / "notebooks" / "SuperConvergence.ipynb", as_version=4).cells
+    place = next(i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", []))
+    names = {"os": os, "torch": torch}
+    exec(cells[place].source, names)
+    names |= {"QUICK": True, "USE_DRIVE": True, "RUN": "runs/q"}
+    for _ in range(2):
+        exec(cells[place + 1].source, names)
+        assert names["RUN"] == str(tmp_path / "drive/MyDrive/eva_utils/runs/q-quick")
+        assert names["ASSETS"] == str(tmp_path / "drive/MyDrive/eva_utils/assets/superconvergence-quick")
 
 
 def python_without_the_package(folder: Path) -> Path:

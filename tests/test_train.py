@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 import re
+import weakref
 
 import albumentations as A
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import torch
 from albumentations.pytorch import ToTensorV2
 
-from eva_utils import Augment, InputError, OneCycle, ResNet9, Triangular, checkpoint, digits, evaluate, fit
+from eva_utils import Augment, InputError, OneCycle, ResNet9, Triangular, checkpoint, digits, evaluate, find_lr, fit
 from eva_utils import trainer as trainer_module
 from eva_utils.batches import loader
 from eva_utils.trainer import EMA_EVERY, Trainer
@@ -251,6 +252,27 @@ def test_a_run_stopped_in_its_first_epoch_starts_from_the_first_weights(cnn, tra
         train(model, checkpoint=tmp_path)
     hook.remove()
     assert_same_run(train(model, checkpoint=tmp_path), train())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError])
+@pytest.mark.parametrize("call", ["fit", "find_lr"])
+def test_a_kept_error_keeps_no_tensors(call, error, tiny, cnn, train):
+    # A notebook keeps the last error; the next try needs the memory.
+    seen = []
+
+    class Failing(torch.nn.Module):
+        def forward(self, x):
+            activation = 2 * x
+            seen.append(weakref.ref(activation))
+            if len(seen) == 3:
+                raise error
+            return activation
+
+    model = cnn().insert(0, Failing())
+    with pytest.raises(error) as kept:
+        train(model) if call == "fit" else find_lr(model, tiny[0], batch_size=BATCH, device="cpu")
+    assert kept.value.__traceback__ is not None
+    assert [tensor() for tensor in seen] == [None] * 3
 
 
 def test_a_finished_run_computes_nothing_again(cnn, train, tmp_path, monkeypatch, capsys):
