@@ -24,7 +24,7 @@ import torch
 
 import eva_utils as eva
 from common import ASSETS, NAMES, Rows, machine, markdown, where
-from eva_utils.cli import _parser
+from eva_utils.cli import _parsers
 from eva_utils.errors import differences
 from eva_utils.job import HERE_ONLY
 from eva_utils.model import Residual
@@ -243,7 +243,7 @@ def adopt(folder: Path) -> dict:
     """
     config, results = (read_json(folder / name) for name in ("config.json", "results.json"))
     own = {key: config[key] for key in ("data", "epochs", "width", "seed", *HERE_ONLY)}
-    recipe = vars(_parser().parse_args(["train", "--out", "."])) | own | {"peak_epoch": config["epochs"] * 5 / 24}
+    recipe = vars(_parsers()[0].parse_args(["train", "--out", "."])) | own | {"peak_epoch": config["epochs"] * 5 / 24}
     if changed := differences(config, {key: recipe[key] for key in config}):
         raise SystemExit(f"{folder} is of another recipe:\n{changed}")
     key = "ours", results["data"], config["width"], config["epochs"], results["n_train"], "test", config["seed"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from eva_utils import __version__
-from eva_utils.checkpoint import write_atomically
+from eva_utils.checkpoint import write_atomically, write_json
 from eva_utils.precision import choose_device, choose_precision, describe
 
 ASSETS = Path(__file__).parent.parent / "assets/benchmarks"
@@ -50,7 +50,7 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 def write(path: Path, content) -> None:
-    write_atomically(path, lambda part: part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf8"))
+    write_json(path, content)
     print(f"wrote {path}")
 
 

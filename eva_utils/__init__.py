@@ -25,6 +25,7 @@ _MODULE_OF = {
     "cifar10": "images",
     "image_folder": "images",
     "digits": "images",
+    "from_arrays": "images",
     "Augment": "augment",
     "find_lr": "lr_finder",
     "fit": "train",

@@ -145,16 +145,19 @@ class Augment:
 def check_pipeline(pipeline, x, images) -> None:
     """Raises ``InputError`` unless an albumentations pipeline fits the evaluation, and ``x``, made of one image by it,
     the network: a float32 tensor (3, h, w). Of the pipeline, what is looked at is any ``A.Normalize``: it has to be by
-    the mean and std of ``images``."""
+    the mean and std of ``images``, and may be missing only where a step of one's own could do the same."""
     import albumentations as A
 
     right = "so the pipeline needs A.Normalize(train.mean, train.std), and ToTensorV2() at its end"
-    steps = [pipeline]
+    steps, normalizes = [pipeline], False
     while steps:
         step = steps.pop()
         if isinstance(step, A.BaseCompose):
             steps += step.transforms
-        elif isinstance(step, A.Normalize):
+            continue
+        own = isinstance(step, A.Lambda) or not type(step).__module__.startswith("albumentations.")
+        normalizes |= own or isinstance(step, A.Normalize)
+        if isinstance(step, A.Normalize):
             pairs = (step.mean, images.mean), (step.std, images.std)
             # Rounded ones will do.
             if step.normalization != "standard" or not all(np.allclose(*pair, atol=0.01) for pair in pairs):
@@ -166,6 +169,8 @@ def check_pipeline(pipeline, x, images) -> None:
             f"augment gives a {type(x).__name__} of {getattr(x, 'dtype', '?')}, {tuple(getattr(x, 'shape', ()))}; "
             f"the network takes a float32 tensor (3, h, w), {right}"
         )
+    if not normalizes:
+        raise InputError(f"augment does not normalise; evaluation does, by the training images' mean and std, {right}")
 
 
 def normalize(pixels: torch.Tensor, mean, std) -> torch.Tensor:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -103,6 +104,11 @@ def plain(value):
 def described(value) -> str:
     """``repr`` without addresses, which are others in the next process."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
+def fingerprint(model) -> str:
+    """A checksum of a network's layers, activations and options, which its weights' shapes do not tell."""
+    return f"{zlib.crc32(described(model).encode()):08x}"
 
 
 def write_json(path: Path, value) -> None:

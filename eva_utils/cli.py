@@ -45,7 +45,8 @@ def _folder(text: str) -> Path:
     return Path(text)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """That of the whole command line, and that of ``train`` inside it."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="eva-utils",
@@ -98,14 +99,14 @@ def _parser() -> argparse.ArgumentParser:
     cycle.add_argument("--lr-max", type=float, default=0.1, help="(%(default)s)")
     cycle.add_argument("--step-size", type=float, default=4, help="half a cycle, in epochs (%(default)s)")
     cycle.add_argument("--cycles", type=int, default=3, help="(%(default)s)")
-    return parser
+    return parser, train
 
 
-def _configured(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+def _configured(argv: list[str] | None) -> argparse.Namespace:
     """The arguments; for those not given, ``--config``'s values come before the defaults."""
+    parser, train = _parsers()
     args = parser.parse_args(argv)
     if args.command == "train" and args.config:
-        train = parser._subparsers._group_actions[0].choices["train"]
         known = {a.dest: a for a in train._actions if a.dest not in ("help", "config", "out", "fresh")}
         train.set_defaults(**_read_config(args.config, known))
         args = parser.parse_args(argv)
@@ -178,8 +179,9 @@ def main(argv: list[str] | None = None) -> int:
 def _main(argv: list[str] | None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names that a terminal's encoding lacks
+    args = None
     try:
-        args = _configured(_parser(), argv)
+        args = _configured(argv)
         from . import job
 
         options = vars(args)
@@ -191,7 +193,8 @@ def _main(argv: list[str] | None) -> int:
         print(f"eva-utils: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        print("\neva-utils: stopped; the same command goes on from what is done", file=sys.stderr)
+        same = "the same command" + " without --fresh" * getattr(args, "fresh", False)
+        print(f"\neva-utils: stopped; {same} goes on from what is done", file=sys.stderr)
         return 128 + (stop.args or (signal.SIGINT,))[0]
     except (MemoryError, RuntimeError) as error:  # torch's own, of a GPU and of a CPU
         words = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED", "unable to find an engine")

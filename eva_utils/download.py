@@ -82,14 +82,10 @@ def _check_own(url: str) -> None:
 
 
 def _md5(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "md5").hexdigest() if hasattr(hashlib, "file_digest") else _md5_310(stream)
-
-
-def _md5_310(stream) -> str:
     digest = hashlib.md5()
-    while block := stream.read(1 << 20):
-        digest.update(block)
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from .batches import plain_batches
 from .distributed import rank, total, world_size
 from .errors import InputError
-from .images import Images
+from .images import Images, check_labels
 from .precision import autocast, choose_precision
 
 BATCH = 1000  # of 32 x 32 pixels; of larger images as many fewer
@@ -49,7 +49,11 @@ def _logits(model: nn.Module, images: Images, tta: bool, precision: str) -> Iter
         for x, y in plain_batches(images, min(BATCH, max(1, size)), device):
             # Autocast around the network alone: left open over a yield, it makes a CPU three times slower.
             with autocast(device, precision):
-                logits = model(x).float()
+                logits = model(x)
+                if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+                    what = f"{type(logits).__name__} {tuple(getattr(logits, 'shape', ()))}"
+                    raise InputError(f"the model gives a {what}; it has to give a tensor of logits (n, classes)")
+                logits = logits.float()
                 if tta:
                     logits = (logits + model(x.flip(3)).float()) / 2
             yield logits, y
@@ -70,9 +74,20 @@ def predict(model: nn.Module, images: Images, *, tta: bool = False, precision: s
     return torch.cat(parts)
 
 
+def check_trainable(model: nn.Module) -> None:
+    """Raises ``InputError`` unless ``model`` has parameters, known in size, and some of them can be trained."""
+    parameters = list(model.parameters())
+    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in parameters):
+        raise InputError("the model has lazy layers that have not seen an image yet; call it on a batch once")
+    if not any(p.requires_grad for p in parameters):
+        frozen = "are all frozen (requires_grad is False)" if parameters else "do not exist"
+        raise InputError(f"the model's parameters {frozen}; there is nothing to train")
+
+
 def check_model(model: nn.Module, images: Images, precision: str) -> None:
-    """Raises ``InputError`` unless ``model`` gives a logit for each class of ``images`` and no more: a label beyond the
-    outputs would end a GPU's process, and an output beyond the classes has no name."""
+    """Raises ``InputError`` unless ``model`` gives a logit for each class of ``images`` and no more, and the labels are
+    of these classes: a label beyond the outputs would end a GPU's process, and an output beyond them has no name."""
+    check_labels(images)
     try:
         outputs = predict(model, images[:2], precision=precision).shape[1]
     except RuntimeError as error:

@@ -13,7 +13,7 @@ from torch import nn
 from .batches import normalize
 from .errors import InputError
 from .evaluation import predict
-from .images import Images
+from .images import Images, places
 
 LAYERS = ("layer1", "layer2", "layer3")
 
@@ -47,6 +47,7 @@ class Mistakes:
         return len(self.index)
 
     def __getitem__(self, i) -> Mistakes:
+        i = places(i)
         return Mistakes(self.images[i], self.index[i], self.predicted[i], self.probabilities[i])
 
     def pick(self, n: int = 25) -> Mistakes:
@@ -73,6 +74,7 @@ class Cams:
     true: np.ndarray
 
     def __getitem__(self, i) -> Cams:
+        i = places(i)
         return Cams(self.mistakes[i], self.layers, self.predicted[i], self.true[i])
 
 
@@ -97,7 +99,7 @@ def gradcam(model: nn.Module, mistakes: Mistakes, layers: str | tuple[str, ...] 
 
     Works on a copy, in fp32 with gradients on, whatever surrounds the call; the model keeps its mode, hooks, gradients.
     Source: R. R. Selvaraju et al., arXiv:1610.02391, as implemented in the grad-cam package.
-    Raises ``InputError`` if no layer has such a name.
+    Raises ``InputError`` if no layer has such a name, or if it is one without feature maps.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # from the package's own imports
@@ -124,6 +126,9 @@ def gradcam(model: nn.Module, mistakes: Mistakes, layers: str | tuple[str, ...] 
         x = normalize(images.pixels.to(device), images.mean, images.std)
         for layer in layers:
             with GradCAM(network, [network.get_submodule(layer)]) as cam:
+                cam.activations_and_grads(x[:1])
+                if [a.ndim for a in cam.activations_and_grads.activations] != [4]:
+                    raise InputError(f"layer {layer!r} gives no feature map (n, channels, h, w); choose an earlier one")
                 for which, classes in labels.items():
                     maps[which].append(cam(x, [ClassifierOutputTarget(c) for c in classes]))
     return Cams(mistakes, layers, **{which: np.stack(m, axis=1).astype(np.float32) for which, m in maps.items()})

@@ -9,14 +9,14 @@ import tarfile
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from . import download
-from .errors import InputError
+from .errors import InputError, check
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
 
@@ -27,6 +27,7 @@ class Images:
 
     pixels: uint8 tensor (n, height, width, 3), RGB. labels: int64 tensor (n,), indices into ``classes``.
     mean, std: of each channel over the *training* images, in units of 0..1; a test set carries its training set's.
+    ``from_arrays`` makes a pair of them. Raises ``InputError`` for tensors of another kind or shape.
     """
 
     pixels: torch.Tensor
@@ -36,17 +37,32 @@ class Images:
     std: tuple[float, float, float]
     name: str = "images"
 
+    def __post_init__(self) -> None:
+        def kind(x) -> str:
+            return f"{getattr(x, 'dtype', type(x).__name__)} {tuple(getattr(x, 'shape', ()))}"
+
+        tensors = isinstance(self.pixels, torch.Tensor), isinstance(self.labels, torch.Tensor)
+        right = tensors[0] and self.pixels.dtype == torch.uint8 and self.pixels.ndim == 4 and self.pixels.shape[3] == 3
+        check("pixels", kind(self.pixels), right, "a torch.uint8 tensor (n, height, width, 3)")
+        right = tensors[1] and self.labels.dtype == torch.int64 and self.labels.shape == self.pixels.shape[:1]
+        check("labels", kind(self.labels), right, f"a torch.int64 tensor ({len(self.pixels)},)")
+
     def __len__(self) -> int:
         return len(self.pixels)
 
     def __getitem__(self, index) -> Images:
-        """The images at ``index`` (a slice, a list or a tensor of positions) as ``Images``."""
-        pixels, labels = self.pixels[index], self.labels[index]
+        """The images at ``index`` (a position, a slice, a list or a tensor of positions) as ``Images``."""
+        pixels, labels = self.pixels[places(index)], self.labels[places(index)]
         return Images(pixels, labels, self.classes, self.mean, self.std, self.name)
 
     def __repr__(self) -> str:
         n, height, width, _ = self.pixels.shape
         return f"Images({self.name}: {n:,} images of {height} x {width}, {len(self.classes)} classes)"
+
+
+def places(index):
+    """``index`` so that what it selects keeps its first dimension: a single position is a list of one."""
+    return index if isinstance(index, slice) or np.ndim(index) else [int(index)]
 
 
 def crc32(*splits: Images) -> str:
@@ -58,20 +74,34 @@ def crc32(*splits: Images) -> str:
     return f"{crc:08x}"
 
 
-def _pair(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], classes, name):
-    """(train, test) as Images, both with the channel statistics of the training images."""
+def from_arrays(train: tuple, test: tuple, classes, name: str = "images") -> tuple[Images, Images]:
+    """(train, test) as ``Images``, both with the channel statistics of the training images.
+
+    train, test: each (pixels, labels): a uint8 array (n, height, width, 3), and n whole numbers that count ``classes``
+    from 0. Raises ``InputError`` for anything else.
+    """
+    splits = []
+    for pixels, labels in (train, test):
+        pixels, labels = np.asarray(pixels), np.asarray(labels)
+        labels = labels.astype(np.int64) if labels.dtype.kind in "iu" else labels
+        tensors = (torch.from_numpy(values) for values in (pixels, labels))
+        splits.append(Images(*tensors, tuple(classes), (0.0,) * 3, (1.0,) * 3, name))
+        check("number of images", len(pixels), len(pixels) > 0, "1 or more")
+        check_labels(splits[-1])
     # From counts of the 256 values: exact, and no float copy of the data.
-    parts = np.array_split(train[0], 100)  # bincount makes int64 of what it counts
+    parts = np.array_split(splits[0].pixels.numpy(), 100)  # bincount makes int64 of what it counts
     counts = np.stack([sum(np.bincount(part[..., c].ravel(), minlength=256) for part in parts) for c in range(3)])
     value = np.arange(256) / 255
     mean = counts @ value / counts.sum(1)
     std = np.sqrt(np.maximum(counts @ value**2 / counts.sum(1) - mean**2, 0))
     std[std == 0] = 1.0  # a constant channel stays finite when it is divided by this
-    stats = tuple(map(float, mean)), tuple(map(float, std))
-    return tuple(
-        Images(torch.from_numpy(pixels), torch.from_numpy(labels.astype(np.int64)), tuple(classes), *stats, name)
-        for pixels, labels in (train, test)
-    )
+    return tuple(replace(images, mean=tuple(map(float, mean)), std=tuple(map(float, std))) for images in splits)
+
+
+def check_labels(images: Images) -> None:
+    """Raises ``InputError`` unless all labels are those of ``classes``: another one would end a GPU's process."""
+    low, high, k = int(images.labels.min()), int(images.labels.max()), len(images.classes)
+    check("the range of labels", (low, high), low >= 0 and high < k, f"within 0 and {k - 1}, for {k} classes")
 
 
 def cifar10(root: str | os.PathLike = "data") -> tuple[Images, Images]:
@@ -100,7 +130,7 @@ def cifar10(root: str | os.PathLike = "data") -> tuple[Images, Images]:
 
     classes = [name.decode() for name in batches["batches.meta"][b"label_names"]]
     train, test = split(*(f"data_batch_{i}" for i in range(1, 6))), split("test_batch")
-    return _pair(train, test, classes, "cifar10")
+    return from_arrays(train, test, classes, "cifar10")
 
 
 def digits() -> tuple[Images, Images]:
@@ -115,7 +145,7 @@ def digits() -> tuple[Images, Images]:
     pixels = np.round(data.images * (255 / 16)).astype(np.uint8).repeat(4, axis=1).repeat(4, axis=2)
     pixels = np.repeat(pixels[..., None], 3, axis=3)
     a, b, c, d = train_test_split(pixels, data.target, test_size=0.2, random_state=0, stratify=data.target)
-    return _pair((a, c), (b, d), [str(name) for name in data.target_names], "digits")
+    return from_arrays((a, c), (b, d), [str(name) for name in data.target_names], "digits")
 
 
 def image_folder(path: str | os.PathLike) -> tuple[Images, Images]:
@@ -161,7 +191,7 @@ def image_folder(path: str | os.PathLike) -> tuple[Images, Images]:
                 pixels[i] = array
             return pixels, np.array([label for _, label in files[split]])
 
-        return _pair(read("train"), read("test"), classes, root.resolve().name)
+        return from_arrays(read("train"), read("test"), classes, root.resolve().name)
 
 
 def _scan(root: Path, split: str) -> dict[str, list[Path]]:

@@ -8,7 +8,6 @@ import io
 import json
 import time
 import warnings
-import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from unittest import mock
@@ -19,10 +18,10 @@ from torch import nn
 
 from .augment import Augment
 from .batches import loader, seed_for
-from .checkpoint import described, plain, write_json
+from .checkpoint import fingerprint, plain, write_json
 from .distributed import on_first
 from .errors import InputError, check_recipe, differences
-from .evaluation import check_model
+from .evaluation import check_model, check_trainable
 from .images import Images, crc32
 from .lr_curve import SMOOTH, Curve, choose_rates
 from .precision import DTYPES, choose_device, choose_precision, forget_failed_step, keep_memory
@@ -89,9 +88,10 @@ def find_lr(
     Raises ``InputError`` if the curve is too short, flat, or NaN from the start, and where a training with other
     arguments lies in ``checkpoint``.
     """
+    check_trainable(model)
     settings = plain({
         "params": sum(p.numel() for p in model.parameters()),
-        "model_crc32": f"{zlib.crc32(described(model).encode()):08x}",
+        "network": fingerprint(model),
         "data": train.name, "n_train": len(train), "data_crc32": crc32(train),
         "augment": augment, "batch_size": batch_size, "seed": seed, "engine": engine,
         "lr_start": lr_start, "lr_end": lr_end, "steps": steps,

@@ -25,7 +25,7 @@ def load_model(run: str | Path) -> ResNet9:
     """
     file = Path(run) / "model.pt"
     if not file.is_file():
-        raise InputError(f"{str(file)!r} is not there; it is written at the end of a run")
+        raise InputError(f"{str(file)!r} is not there; save_run writes it, as eva-utils train does at the end of a run")
     try:
         state = read_tensors(file)
         width, classes = state["prep.conv.weight"].shape[0], state["head.linear.weight"].shape[0]
@@ -49,7 +49,8 @@ def save_run(folder: str | Path, run: Run, test: Images, rates: LRRange | None =
     results = _results(run, rates, reasons or (rates.reasons if rates else {}), test)
     write_json(folder / "results.json", results)
     augment = run.settings["augment"]
-    mirrored = not isinstance(augment, dict) or augment["flip"]  # TTA by flips is for networks that saw flipped images
+    # TTA by flips is for networks that saw flipped images; what a pipeline of one's own does is not known.
+    mirrored = augment["flip"] if isinstance(augment, dict) else augment is not None
     print(f"Accuracy on {len(test):,} test images after epoch {results['epochs']}, in per cent:")
     for key, words in (
         ("test_accuracy", "weights of the last step"),
@@ -70,9 +71,9 @@ def _results(run: Run, rates: LRRange | None, reasons: dict, test_images: Images
     precision = run.precision
     finder = rates.seconds if rates else 0.0
     return {
-        **{key: settings[key] for key in ("data", "n_train", "n_test", "seed", "epochs", "batch_size", "ema")},
+        **{key: settings[key] for key in ("data", "n_train", "n_test", "seed", "batch_size", "ema")},
         # None for a policy that has no such number.
-        **{key: settings.get(key) for key in ("peak_epoch", "lr_min", "lr_max")},
+        **{key: settings.get(f"schedule.{key}") for key in ("epochs", "peak_epoch", "lr_min", "lr_max")},
         "lr_reasons": reasons,
         "params": settings["params"],
         "test_accuracy": last["test_accuracy"],

@@ -15,9 +15,9 @@ from . import distributed
 from .augment import Augment
 from .batches import loader, to_device
 from .errors import InputError, check_recipe
-from .evaluation import check_model
-from .images import Images, crc32
-from .precision import choose_device, choose_precision, describe, keep_memory
+from .evaluation import check_model, check_trainable
+from .images import Images, check_labels, crc32
+from .precision import choose_device, choose_precision, keep_memory
 from .trainer import Trainer
 
 
@@ -85,14 +85,18 @@ def fit(
     configuration, and if the loss stops being finite (the last checkpoint is kept).
     """
     check_recipe(momentum, weight_decay, label_smoothing, ema)
+    check_trainable(model)
     device = choose_device(device)
     precision = choose_precision(device, precision)
     if device.type == "cpu":
         keep_memory()
     batches = loader(train, augment, batch_size, seed=seed, device=device, engine=engine, workers=workers,
                      shard=(distributed.rank(), distributed.world_size()))  # fmt: skip
-    if train.classes != test.classes or train.pixels.shape[1:] != test.pixels.shape[1:]:
+    if train.classes != test.classes:
+        raise InputError(f"train and test do not belong together: classes {train.classes} and {test.classes}")
+    if train.pixels.shape[1:] != test.pixels.shape[1:]:
         raise InputError(f"train and test do not belong together: {train!r} and {test!r}")
+    check_labels(train)
     epochs = getattr(schedule, "epochs", None)
     if epochs is None or epochs != int(epochs) or not dataclasses.is_dataclass(schedule):
         raise InputError(
@@ -104,8 +108,9 @@ def fit(
         "n_test": len(test),
         "data_crc32": crc32(train, test),
         "params": sum(p.numel() for p in model.parameters()),
+        "network": checkpoints.fingerprint(model),
         "policy": type(schedule).__name__,
-        **dataclasses.asdict(schedule),
+        **{f"schedule.{key}": value for key, value in dataclasses.asdict(schedule).items()},
         "augment": augment,
         "engine": engine,
         "batch_size": batch_size,
@@ -136,7 +141,7 @@ def _fit(model, train, test, schedule, settings, batches, precision, checkpoint,
     if not all(p.isfinite().all() for p in trainer.model.parameters()):
         raise InputError("the model has weights that are not finite, from a run that failed perhaps; make it anew")
     check_model(trainer.model, test, precision)
-    trainer.run(to_device(test, device), file)
+    trainer.run(to_device(test, device), file, fresh)
     seconds = trainer.seconds
     return Run(
         model=trainer.model.eval(),
@@ -145,8 +150,7 @@ def _fit(model, train, test, schedule, settings, batches, precision, checkpoint,
         history=trainer.history,
         steps=trainer.steps,
         settings=settings,
-        device=describe(device),
-        precision=precision,
+        **trainer.where,
         seconds_total=seconds["total"],
         seconds_train=seconds["train"],
         images_per_second=len(train) * trainer.epochs / seconds["train"],
@@ -161,7 +165,7 @@ def _check_agreement(mine: dict) -> None:
     """Raises InputError unless all processes are about to do the same: machines may differ in their data."""
     first = distributed.on_first(lambda: mine)()
     for key, value in first.items():
-        if mine.get(key) != value:
+        if repr(mine.get(key)) != repr(value):  # NaN is not equal to itself
             raise InputError(
                 f"{key} is {value!r} in process 0 and {mine.get(key)!r} in process {distributed.rank()}; "
                 "all have to be given the same"

@@ -13,7 +13,7 @@ from torch import nn
 
 from . import __version__, checkpoint, distributed, progress
 from .batches import seed_for
-from .errors import InputError, differences
+from .errors import InputError, check, differences
 from .evaluation import evaluate
 from .images import Images
 from .precision import autocast, describe, forget_failed_step
@@ -49,14 +49,18 @@ class Trainer:
         self.steps: list[dict] = []
         self.taken = 0  # optimizer steps: where the schedule stands
         self.seconds = {"total": 0.0, "train": 0.0}
+        self.where = {"device": describe(self.device), "precision": precision}  # the last epoch was computed
 
     @property
     def epoch(self) -> int:
         """Epochs finished."""
         return len(self.history)
 
-    def run(self, test: Images, file: Path | None) -> None:
-        """All epochs that are left, with an evaluation, a line and a checkpoint after each."""
+    def run(self, test: Images, file: Path | None, fresh: bool = False) -> None:
+        """All epochs that are left, with an evaluation, a line and a checkpoint after each.
+
+        ``fresh`` is that of ``fit``, for the words to somebody who stops it.
+        """
         lines = [progress.line(row, self.epochs) for row in self.history]
         print(f"{describe(self.device)}, {self.precision}", progress.HEADER, *lines, sep="\n", flush=True)
         first = None if self.epoch else copy.deepcopy(self.model.state_dict())
@@ -76,7 +80,8 @@ class Trainer:
                     self.model.load_state_dict(first)
                 if isinstance(error, KeyboardInterrupt):
                     rest = f"goes on after epoch {saved}" if saved else "starts over"
-                    rest = "the model keeps its weights" if kept and not file else f"the same call {rest}"
+                    again = f"the same call{' without fresh' if fresh and saved else ''} {rest}"
+                    rest = "the model keeps its weights" if kept and not file else again
                     print(f"\nstopped in epoch {kept + 1} of {self.epochs}; {rest}", flush=True)
                 raise
 
@@ -131,6 +136,7 @@ class Trainer:
         """Backward pass and optimizer step at the planned rate; the row it leaves in ``steps``."""
         epoch = self.taken / len(self.batches)
         planned = float(self.schedule(epoch))
+        check(f"schedule({epoch:g})", planned, 0 <= planned < math.inf, "a rate, 0 or more")
         for group in self.optimizer.param_groups:
             group["lr"] = planned
         self.optimizer.zero_grad(set_to_none=True)
@@ -187,6 +193,7 @@ class Trainer:
             "history": self.history,
             "steps": self.steps,
             "seconds": self.seconds,
+            "where": self.where,
             "processes": distributed.world_size(),
         }
 
@@ -207,4 +214,6 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
             self.scale = self.scaler.get_scale()
         self.history, self.steps, self.seconds = state["history"], state["steps"], state["seconds"]
+        if self.epoch == self.epochs:
+            self.where = state["where"]
         self.taken = sum(not row["skipped"] for row in self.steps)

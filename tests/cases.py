@@ -294,7 +294,7 @@ def config(text: str) -> Callable[[], Ended]:
 FRESH = "Put the old setting back; or choose another `--out`; or give up the old run with `--fresh`."
 OLDER = "Start over with `--fresh`, or put a copy of an older checkpoint there."
 GO_ON = "^(runs/demo/checkpoint.pt: .*)"
-AGAIN = "Give the same command again: it goes on after the last finished epoch."
+AGAIN = "Give the same command again (without `--fresh`): it goes on after the last finished epoch."
 CASES = {
     "The command line": [
         Case("no data named", "", lambda: run("train", "--out", OUT)),
@@ -357,7 +357,7 @@ CASES = {
              after(begin(), gone("test/bee")), again=()),
         Case("the data have changed, or have another number of classes, when a run shall go on",
              "Put the old data back, or choose another `--out`.", after(begin(), another_class),
-             hide=(r"crc32: .*", "crc32: ... there, ... here"), again=()),
+             hide=(r"(crc32|network): .*", r"\1: ... there, ... here"), again=()),
         Case("CIFAR-10 cannot be downloaded", "", cifar10(),
              hide=(r"(https://)127.0.0.1:1(/.*?: ).*", r"\1...\2...")),
         Case("CIFAR-10's archive is another file", "",
@@ -383,6 +383,8 @@ CASES = {
     ],
     "Faults": [
         Case("Ctrl-C", AGAIN, while_running(send(signal.SIGINT)), status=130,
+             shown=r"(?s)^(stopped in .*)", again=()),
+        Case("Ctrl-C after `--fresh`", AGAIN, while_running(send(signal.SIGINT), "--fresh"), status=130,
              shown=r"(?s)^(stopped in .*)", again=()),
         Case("SIGTERM, from a queue or `kill`", AGAIN, while_running(send(signal.SIGTERM)), status=143,
              shown=r"(?s)^(stopped in .*)", again=()),

@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 
 from eva_utils import Augment, Images, InputError
 from eva_utils.augment import Draws
-from eva_utils.images import _pair
+from eva_utils.images import from_arrays
 
 
 def noise(n: int, height: int, width: int, seed: int = 0) -> Images:
@@ -18,8 +18,8 @@ def noise(n: int, height: int, width: int, seed: int = 0) -> Images:
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (n, height, width, 3), dtype=np.uint8)
     pixels[..., 1] //= 2  # unequal channels: their means and deviations must not be mixed up
-    data = pixels, np.zeros(n)
-    return _pair(data, data, ["a", "b"], "noise")[0]
+    data = pixels, np.zeros(n, int)
+    return from_arrays(data, data, ["a", "b"], "noise")[0]
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -192,8 +192,8 @@ def test_all_switched_off_only_normalises():
 
 def test_images_of_one_colour_stay_finite():
     """Their deviation is zero, which nothing may be divided by."""
-    data = np.full((4, 12, 12, 3), 77, dtype=np.uint8), np.zeros(4)
-    images, _ = _pair(data, data, ["a", "b"], "flat")
+    data = np.full((4, 12, 12, 3), 77, dtype=np.uint8), np.zeros(4, int)
+    images, _ = from_arrays(data, data, ["a", "b"], "flat")
     x = Augment().batch(images, torch.arange(4), Augment().draw(4, 12, 12, generator()))
     torch.testing.assert_close(x, torch.zeros(4, 3, 12, 12), atol=1e-5, rtol=0)
     torch.testing.assert_close(through_albumentations(Augment(), images)[0], x, atol=1e-5, rtol=0)

@@ -1,5 +1,7 @@
 """Prediction and evaluation against the same by hand, and what they must leave alone. Also: device and precision."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -75,9 +77,30 @@ def test_evaluate_counts_every_image_once(batch, smoothing, tta, model, tiny, mo
 
 
 def test_bf16_is_near_fp32(model, tiny):
+    seen = set()
+    model.get_submodule("0").register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
     found = predict(model, tiny[1], precision="bf16")
     assert found.dtype == torch.float32
+    assert seen == {torch.bfloat16}
     torch.testing.assert_close(found, predict(model, tiny[1], precision="fp32"), rtol=0, atol=0.02)
+    assert seen == {torch.bfloat16, torch.float32}
+
+
+def test_large_images_come_in_smaller_batches(tiny):
+    sizes = []
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
+    network.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    evaluate(network, dataclasses.replace(tiny[1][:5], pixels=torch.zeros(5, 640, 512, 3, dtype=torch.uint8)))
+    assert sizes == [3, 2]  # a thousand images of 32 x 32 have as many pixels as three of these
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda y: (y, y), "the model gives a tuple"), (lambda y: y[:, :, None], r"the model gives a Tensor \(12, 3, 1\)"),
+])  # fmt: skip
+def test_what_is_no_logits_is_named(change, words, model, tiny):
+    model.register_forward_hook(lambda module, inputs, output: change(output))
+    with pytest.raises(InputError, match=words):
+        predict(model, tiny[1])
 
 
 @pytest.mark.parametrize("call", [predict, evaluate])
@@ -130,7 +153,7 @@ def test_the_modes_come_back_after_an_exception(call, wrapper, model, tiny, monk
     before = modes(broken)
     assert len(set(before)) == 2
     # Kept in a variable, as a notebook keeps the last traceback: no local variable in it may be what holds a mode.
-    with pytest.raises((RuntimeError, IndexError)) as caught:
+    with pytest.raises((RuntimeError, InputError)) as caught:
         call(broken, tiny[1], precision="bf16")
     assert caught.tb is not None
     assert modes(broken) == before

@@ -137,6 +137,18 @@ def by_hand(model: nn.Sequential, x: torch.Tensor, label: int, layer: str) -> np
     return scaled(cv2.resize(scaled(cam), (x.shape[3], x.shape[2])))
 
 
+@pytest.mark.parametrize("layer", ["head", "head.flatten", "head.linear"])
+def test_a_layer_without_feature_maps_is_refused(layer, model, wrong):
+    with pytest.raises(InputError, match=f"layer '{layer}' gives no feature map"):
+        gradcam(model, wrong, layer)
+
+
+def test_a_single_mistake_is_a_selection_of_one(model, wrong):
+    cams = gradcam(model, wrong)
+    assert len(wrong[1]) == 1 and wrong[1].caption(0) == wrong.caption(1)
+    assert np.array_equal(cams[1].true, cams.true[1:2]) and len(cams[1].mistakes) == 1
+
+
 @pytest.mark.parametrize("layer", ["layer1", "layer2", "layer3"])
 def test_gradcam_is_what_the_paper_says(model, wrong, layer):
     cams = gradcam(model, wrong)

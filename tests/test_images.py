@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from eva_utils import InputError, digits, image_folder
+from eva_utils import Images, InputError, digits, from_arrays, image_folder
 from eva_utils import images as images_module
 
 HEIGHT, WIDTH = 5, 7
@@ -59,6 +60,44 @@ def test_a_selection_is_images_again(tiny, index):
 
 
 # digits
+
+
+def test_a_single_position_is_a_selection_of_one(tiny):
+    for i in (2, np.int64(2), torch.tensor(2)):
+        assert tiny[0][i].labels.tolist() == [int(tiny[0].labels[2])]
+        assert torch.equal(tiny[0][i].pixels, tiny[0].pixels[2:3])
+    assert [len(one) for one in tiny[1]] == [1] * 12
+
+
+ARRAYS = np.zeros((4, 5, 6, 3), np.uint8), np.array([0, 1, 2, 1], np.int32)
+
+
+def test_own_arrays_become_images():
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 6, 3), dtype=np.uint8)
+    train, test = from_arrays((pixels, [0, 1, 2, 1]), ARRAYS, "abc", "own")
+    assert (repr(train), len(test)) == ("Images(own: 4 images of 5 x 6, 3 classes)", 4)
+    assert torch.equal(train.pixels, torch.from_numpy(pixels)) and train.labels.tolist() == [0, 1, 2, 1]
+    np.testing.assert_allclose(test.mean, (pixels / 255).mean((0, 1, 2)), atol=1e-6)
+    assert test.labels.dtype == torch.int64 and test.classes == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(("pixels", "labels", "words"), [
+    (ARRAYS[0] / 255, ARRAYS[1], r"pixels is 'torch.float64 \(4, 5, 6, 3\)'; it has to be a torch.uint8 tensor"),
+    (ARRAYS[0].transpose(0, 3, 1, 2), ARRAYS[1], r"pixels is 'torch.uint8 \(4, 3, 5, 6\)'"),
+    (ARRAYS[0][..., :1], ARRAYS[1], "pixels is"), (ARRAYS[0], ARRAYS[1][:3], r"labels is 'torch.int64 \(3,\)'"),
+    (ARRAYS[0], ARRAYS[1] + 0.5, "labels is 'torch.float64"), (ARRAYS[0][:0], ARRAYS[1][:0], "number of images is 0"),
+    (ARRAYS[0], ARRAYS[1] + 1, r"labels is \(1, 3\); it has to be within 0 and 2"),
+    (ARRAYS[0], ARRAYS[1] - 1, "labels is"),
+])  # fmt: skip
+def test_arrays_of_another_kind_are_refused(pixels, labels, words):
+    for pair in (((pixels, labels), ARRAYS), (ARRAYS, (pixels, labels))):
+        with pytest.raises(InputError, match=words):
+            from_arrays(*pair, "abc")
+
+
+def test_images_are_made_of_tensors():
+    with pytest.raises(InputError, match="pixels is 'uint8"):
+        Images(*ARRAYS, ("a", "b", "c"), (0.5,) * 3, (0.2,) * 3)
 
 
 def test_digits_are_32_x_32_rgb_of_the_whole_range():
@@ -114,9 +153,9 @@ def test_statistics_are_the_training_images_alone(source, folder):
 
 
 def test_statistics_take_next_to_no_memory():
-    pixels, labels = np.zeros((200, 100, 100, 3), np.uint8), np.zeros(200)
+    pixels, labels = np.zeros((200, 100, 100, 3), np.uint8), np.zeros(200, int)
     tracemalloc.start()
-    images_module._pair((pixels, labels), (pixels, labels), ["a", "b"], "zeros")
+    images_module.from_arrays((pixels, labels), (pixels, labels), ["a", "b"], "zeros")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < pixels.nbytes / 10

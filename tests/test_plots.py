@@ -2,6 +2,8 @@
 
 import itertools
 import sys
+import tracemalloc
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -182,13 +184,18 @@ def test_figures_full_of_noise_are_small_as_well(tmp_path, side):
             picture.verify()
 
 
-@pytest.mark.parametrize("place", ["file/figure.png", "folder"])
+@pytest.mark.parametrize("place", ["file/figure.png", "folder.png"])
 def test_save_says_where_it_cannot_write(tmp_path, place):
     (tmp_path / "file").write_text("in the way")
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.png").mkdir()
     with pytest.raises(InputError, match=f"cannot write .*{place}"):
         plots.save(plots.zigzag(ZIGZAG), tmp_path / place)
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["file", "folder"]  # no half of a figure either
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["file", "folder.png"]  # no half of a figure either
+
+
+def test_save_writes_png_alone(tmp_path):
+    with pytest.raises(InputError, match=r"it has to be a name that ends in .png"):
+        plots.save(plots.zigzag(ZIGZAG), tmp_path / "figure.pdf")
 
 
 # Curves
@@ -231,6 +238,43 @@ def test_schedule():
     assert ax.lines[1].get_xydata().tolist() == [[0, 0.02], [2, 0.4], [6, 0.02]]
     for word in ("LR_MIN = 0.02", "LR_MAX = 0.4 at epoch 2", "LR_MIN at epoch 6", "learning rate"):
         assert word in texts(ax)
+
+
+@pytest.mark.parametrize("schedule", [OneCycle(6, 5, 0.02, 0.4), OneCycle(6, 2, 0.396, 0.4)])
+def test_the_peaks_name_lies_in_the_axes(schedule):
+    rows = [{"applied": schedule(i / 10), "skipped": 0} for i in range(60)]
+    for figure, word in ((plots.schedule(schedule), "LR_MAX"), (plots.applied(rows, schedule), "0.4 at")):
+        figure.draw_without_rendering()
+        ax = figure.axes[0]
+        (name,) = (text for text in ax.texts if text.get_text().startswith(word))
+        box, whole = name.get_window_extent(), ax.get_window_extent()
+        assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and box.y1 <= whole.y1 + 12
+
+
+def test_applied_in_a_single_step_is_seen():
+    top, bottom = plots.applied([{"applied": 0.02, "skipped": 0}], ONE_CYCLE).axes
+    assert top.lines[1].get_marker() == "o"
+    assert "in 1 step:" in texts(bottom)
+
+
+def test_a_piece_of_a_cycle_and_many_cycles():
+    line = max(plots.zigzag(ZIGZAG, 0.5, annotate=True).axes[0].lines, key=lambda line: len(line.get_xdata()))
+    assert (line.get_xdata()[-1], line.get_ydata().max()) == (4, 0.1)
+    (ax,) = plots.zigzag(ZIGZAG, 30, annotate=True).axes
+    ax.figure.draw_without_rendering()
+    assert all(text.get_window_extent().x0 >= ax.get_window_extent().x0 for text in ax.texts if text.get_text())
+
+
+def test_more_policies_than_colours():
+    drawn = plots.policies({str(i): ZIGZAG for i in range(12)}, 8).axes
+    assert [len(ax.lines) for ax in drawn] == [1] * 12
+    with pytest.raises(InputError, match=r"named is \{\}"):
+        plots.policies({}, 8)
+
+
+def test_no_annihilation_before_the_peak():
+    with pytest.raises(InputError, match=r"peak_epoch is 5.5; it has to be below 5.4"):
+        plots.annihilation(OneCycle(6, 5.5, 0.02, 0.4))
 
 
 def test_parity_shows_both_and_their_distance():
@@ -361,7 +405,10 @@ def test_history():
 
 
 def test_history_of_one_epoch():
-    assert len(plots.history(history()[:1]).axes) == 2
+    for ax in plots.history(history()[:1]).axes:
+        assert list(ax.get_xticks()) == [1]
+        for line in ax.lines:
+            assert len(line.get_xdata()) == 1 and line.get_marker() == "."  # a line alone would not be seen
 
 
 # Pictures
@@ -384,8 +431,44 @@ def test_confusion():
 
 def test_confusion_without_mistakes():
     figure = plots.confusion(Confusion(np.diag([5, 5, 5]), CLASSES))
-    assert "taken for" not in figure.get_supxlabel()
+    assert figure.get_supxlabel() == ""
     assert "100.00 %" in figure.get_suptitle()
+
+
+def test_confusion_of_many_classes_is_no_larger_than_a_page_and_names_them_all():
+    names = tuple(f"class {i}" for i in range(70))
+    figure = plots.confusion(Confusion(np.eye(70, dtype=int) + 1, names))
+    assert max(figure.get_size_inches()) < 24
+    (ax,) = figure.axes
+    for labels in (ax.get_xticklabels(), ax.get_yticklabels()):
+        assert tuple(label.get_text() for label in labels) == names
+    assert not ax.texts  # numbers would be too small
+    tracemalloc.start()
+    figure.draw_without_rendering()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200e6
+
+
+LONG = ("a very long name of a class that goes on and on", "another one, which is no shorter at all", "cat")
+
+
+def inside(figure, texts) -> bool:
+    """Whether all ``texts`` are within ``figure``."""
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in texts]
+    return all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 and box.y1 <= figure.bbox.y1 for box in boxes)
+
+
+def test_long_names_are_not_cut_off_and_do_not_overlap():
+    figure = plots.confusion(Confusion(confused().counts, LONG))
+    assert inside(figure, [figure._supxlabel, figure._suptitle])
+    wrong = mistakes(6)
+    figure = plots.misclassified(replace(wrong, images=replace(wrong.images, classes=LONG)))
+    titles = [ax.title for ax in figure.axes if ax.images]
+    assert inside(figure, titles)
+    boxes = [title.get_window_extent() for title in titles[:5]]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 def test_misclassified():
@@ -495,6 +578,13 @@ def test_samples_have_a_row_a_class():
         drawn = [shown(ax) for ax in row if ax.images]
         assert len(drawn) == len(expected)
         assert all(np.array_equal(a, b) for a, b in zip(drawn, expected, strict=True))
+
+
+def test_samples_of_many_classes_are_those_of_the_first_twenty():
+    many = replace(images(60), classes=tuple(f"class {i}" for i in range(30)), labels=torch.arange(60) % 30)
+    figure = plots.samples(many, per_class=2)
+    assert sum(bool(ax.images) for ax in figure.axes) == 40
+    assert figure.get_suptitle() == "the first 20 of 30 classes"
 
 
 def test_denormalize_undoes_the_normalisation():

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from albumentations.pytorch import ToTensorV2
+from torch import nn
 
 from eva_utils import Augment, InputError, OneCycle, ResNet9, Triangular, checkpoint, digits, evaluate, find_lr, fit
 from eva_utils import trainer as trainer_module
 from eva_utils.batches import loader
+from eva_utils.precision import DTYPES
 from eva_utils.trainer import EMA_EVERY, Trainer
 
 SCHEDULE = OneCycle(epochs=3, peak_epoch=1, lr_min=0.01, lr_max=0.1)
@@ -254,6 +256,43 @@ def test_a_run_stopped_in_its_first_epoch_starts_from_the_first_weights(cnn, tra
     assert_same_run(train(model, checkpoint=tmp_path), train())
 
 
+def test_the_words_to_somebody_who_stops_a_fresh_run(cnn, train, tmp_path, capsys):
+    model = cnn()
+    model.register_forward_hook(at_step(STEPS + 2, stop))
+    with pytest.raises(KeyboardInterrupt):
+        train(model, checkpoint=tmp_path, fresh=True)
+    assert "stopped in epoch 2 of 3; the same call without fresh goes on after epoch 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_the_network_computes_in_the_precision_asked_for(precision, cnn, train):
+    seen, model = set(), cnn()
+    model[0].register_forward_hook(lambda module, inputs, output: seen.add((module.training, output.dtype)))
+    train(model, precision=precision)
+    assert seen == {(mode, DTYPES[precision]) for mode in (True, False)}
+
+
+def test_a_finished_run_says_where_it_was_computed(cnn, train, tmp_path):
+    train(checkpoint=tmp_path, precision="bf16")
+    again = train(checkpoint=tmp_path, precision="fp32")
+    assert again.precision == "bf16"
+    assert again.device.startswith("CPU: ")
+
+
+def test_a_run_of_fewer_steps_than_the_average_waits_for(tiny, cnn, train):
+    run = train(schedule=OneCycle(1, 0.5, 0.01, 0.1), batch_size=16)
+    assert len(run.steps) == 2 < EMA_EVERY
+    pairs = zip(run.ema.parameters(), run.model.parameters(), strict=True)
+    assert all(average.equal(last) for average, last in pairs)  # not the first weights
+
+
+def test_weights_that_are_not_finite_are_refused(cnn, train):
+    model = cnn()
+    model[0].weight.data[0] = math.nan
+    with pytest.raises(InputError, match="not finite"):
+        train(model)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError])
 @pytest.mark.parametrize("call", ["fit", "find_lr"])
 def test_a_kept_error_keeps_no_tensors(call, error, tiny, cnn, train):
@@ -365,12 +404,75 @@ def test_other_data_are_refused(split, part, tiny, train, tmp_path):
         train(checkpoint=tmp_path, images=changed, schedule=OneCycle(1, 0.5, 0.01, 0.1))
 
 
-def test_another_network_is_refused(cnn, train, tmp_path):
-    train(checkpoint=tmp_path)
-    # As many parameters, so that only their names tell.
-    other = torch.nn.Sequential(torch.nn.Identity(), *cnn())
-    with pytest.raises(InputError, match="another network"):
+@pytest.mark.parametrize("change", [nn.Sigmoid(), nn.ReLU6()])
+def test_another_network_of_the_same_shapes_is_refused(change, cnn, train, tmp_path):
+    train(cnn(), checkpoint=tmp_path)
+    other = cnn()
+    other[2] = change
+    with pytest.raises(InputError, match=r"network: .* there"):
         train(other, checkpoint=tmp_path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """A policy whose fields are named as settings are, and whose rates may be any."""
+
+    epochs: int
+    momentum: float
+    rate: float
+
+    def __call__(self, epoch: float) -> float:
+        return self.rate if epoch > 0.5 else 0.01
+
+
+def test_a_policys_fields_are_no_settings(cnn, train, tmp_path):
+    run = train(schedule=Own(1, 0.5, 0.01), checkpoint=tmp_path)
+    assert (run.settings["momentum"], run.settings["schedule.momentum"]) == (0.9, 0.5)
+    with pytest.raises(InputError, match=r"schedule.momentum: 0.5 there, 0.6 here"):
+        train(schedule=Own(1, 0.6, 0.01), checkpoint=tmp_path)
+
+
+@pytest.mark.parametrize("rate", [-0.1, math.nan, math.inf])
+def test_what_is_no_rate_is_refused(rate, train):
+    with pytest.raises(InputError, match=rf"schedule\(0.6\) is {rate}; it has to be a rate, 0 or more"):
+        train(schedule=Own(1, 0.5, rate))
+
+
+@pytest.mark.parametrize("call", ["fit", "find_lr"])
+def test_a_network_that_cannot_be_trained_is_refused(call, tiny, cnn, train):
+    lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    for model, words in (
+        (nn.Flatten(), "parameters do not exist"),
+        (cnn().requires_grad_(False), "parameters are all frozen"),
+        (lazy, "lazy layers"),
+    ):
+        with pytest.raises(InputError, match=words):
+            train(model) if call == "fit" else find_lr(model, tiny[0], batch_size=BATCH, device="cpu")
+
+
+def test_labels_beyond_the_classes_are_refused(tiny, train):
+    for split in range(2):
+        pair = list(tiny)
+        pair[split] = dataclasses.replace(pair[split], labels=pair[split].labels + 1)
+        with pytest.raises(InputError, match=r"labels is \(1, 3\); it has to be within 0 and 2, for 3 classes"):
+            train(images=pair)
+
+
+class Bare(nn.Module):
+    """Its ``repr`` tells nothing of it."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        setattr(self, name, nn.Parameter(torch.randn(3, 3)))
+
+    def forward(self, x):
+        return x.mean((2, 3)) @ next(self.parameters())
+
+
+def test_another_network_is_refused(cnn, train, tmp_path):
+    train(Bare("weight"), checkpoint=tmp_path)
+    with pytest.raises(InputError, match="another network"):
+        train(Bare("other"), checkpoint=tmp_path)
 
 
 # What goes wrong

@@ -11,6 +11,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from ..checkpoint import write_atomically
+from ..errors import check
 
 LIMIT = 200_000  # bytes; GitHub and notebooks stay quick
 DPI = 100
@@ -77,6 +78,8 @@ def png(figure: Figure) -> bytes:
 
 def save(figure: Figure, path: str | Path) -> Path:
     """Write ``figure`` as a PNG of less than 200 kB; returns its path. Raises ``InputError`` where it cannot."""
-    path, data = Path(path), png(figure)
+    path = Path(path)
+    check("path", str(path), path.suffix.lower() == ".png", "a name that ends in .png")
+    data = png(figure)
     write_atomically(path, lambda part: part.write_bytes(data))
     return path

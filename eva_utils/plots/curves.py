@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import textwrap
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..errors import check
 from ._base import BLUE, COLORS, GREEN, ORANGE, RED, Picture, axes, styled
 
 
@@ -19,12 +22,19 @@ def _legend_above(ax, points: float = 2) -> None:
     )  # fmt: skip
 
 
+def _mark(ax, words: str, epoch: float, rate: float, epochs: float) -> None:
+    """``words`` beside a point of a policy, on the side with more room."""
+    late = epoch > epochs / 2
+    offset, side = ((-14, -4), "right") if late else ((10, -4), "left")
+    ax.annotate(words, (epoch, rate), offset, textcoords="offset points", ha=side)
+
+
 @styled
 def zigzag(policy, cycles: float = 3, *, annotate: bool = False, ax=None) -> Figure:
     """The cyclic triangular curve of ``policy`` over ``cycles`` cycles: bare, or with axes and its terms marked."""
     end = 2 * policy.step_size * cycles
     ax = axes(ax, 8, 4 if annotate else 1.8)
-    epoch = np.linspace(0, end, 400 * round(cycles) + 1)
+    epoch = np.linspace(0, end, 400 * math.ceil(cycles) + 1)
     lo, hi, step = policy.lr_min, policy.lr_max, policy.step_size
     height = hi - lo
     ax.axhline(hi, color="0.8", lw=1)
@@ -54,19 +64,23 @@ def zigzag(policy, cycles: float = 3, *, annotate: bool = False, ax=None) -> Fig
         ax.annotate(
             "", (start, y), (stop, y), arrowprops={"arrowstyle": "<->", "color": "0.3", "shrinkA": 0, "shrinkB": 0}
         )
-        ax.text((start + stop) / 2, y, words, ha="center", va="center", backgroundcolor="white", fontsize=9)
+        if cycles <= 5:
+            ax.text((start + stop) / 2, y, words, ha="center", va="center", backgroundcolor="white", fontsize=9)
+        else:  # the arrow is shorter than the words
+            ax.annotate(words, (stop, y), (6, 0), textcoords="offset points", va="center", fontsize=9)
     return ax.figure
 
 
 @styled
 def policies(named: dict, epochs: float) -> Figure:
     """Several policies side by side: {title: policy}, each over ``epochs`` epochs, all on one scale."""
+    check("named", named, len(named) > 0, "a dict with a policy or more")
     columns = min(2, len(named))
     rows = -(-len(named) // columns)
     figure = Picture(8.5, 2.5 * rows)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     epoch = np.linspace(0, epochs, 2001)
-    for ax, (title, policy), color in zip(grid.flat, named.items(), COLORS, strict=False):
+    for ax, (title, policy), color in zip(grid.flat, named.items(), itertools.cycle(COLORS), strict=False):
         ax.plot(epoch, policy(epoch), color=color, lw=2)
         ax.set(title=title, xlim=(0, epochs))
     for ax in grid.flat[len(named) :]:
@@ -85,15 +99,12 @@ def schedule(policy, *, ax=None) -> Figure:
     ax.plot(
         [0, policy.peak_epoch, policy.epochs], policy(np.array([0, policy.peak_epoch, policy.epochs])), "o", color=RED
     )
-    marks = (
-        (0, policy.lr_min, f"LR_MIN = {policy.lr_min:.3g}", (10, -4)),
-        (policy.peak_epoch, policy.lr_max, f"LR_MAX = {policy.lr_max:.3g} at epoch {policy.peak_epoch:g}", (10, -4)),
-    )
-    for x, y, words, offset in marks:
-        ax.annotate(words, (x, y), offset, textcoords="offset points")
-    last = f"LR_MIN at epoch {policy.epochs:g}"
-    ax.annotate(last, (policy.epochs, policy.lr_min), (-14, -4), textcoords="offset points", ha="right")
-    ax.set(xlabel="epoch", ylabel="learning rate", title="One-cycle policy, no annihilation", ylim=(0, None))
+    _mark(ax, f"LR_MIN = {policy.lr_min:.3g}", 0, policy.lr_min, policy.epochs)
+    peak = policy.peak_epoch
+    _mark(ax, f"LR_MAX = {policy.lr_max:.3g} at epoch {peak:g}", peak, policy.lr_max, policy.epochs)
+    _mark(ax, f"LR_MIN at epoch {policy.epochs:g}", policy.epochs, policy.lr_min, policy.epochs)
+    top = policy.lr_max + 0.05 * max(policy.lr_max - policy.lr_min, 0.5 * policy.lr_max)
+    ax.set(xlabel="epoch", ylabel="learning rate", title="One-cycle policy, no annihilation", ylim=(0, top))
     return ax.figure
 
 
@@ -155,18 +166,18 @@ def applied(steps: list[dict], policy) -> Figure:
     figure = Picture(8, 4.8)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     top.plot(epoch, planned, color=ORANGE, lw=6, alpha=0.5, label="plan: the policy, step by step")
-    top.plot(epoch, used, color=BLUE, lw=1.5, label="applied by the optimizer")
+    marker = "o" if len(steps) == 1 else None  # a line needs two
+    top.plot(epoch, used, color=BLUE, lw=1.5, marker=marker, label="applied by the optimizer")
     peak = int(used.argmax())
-    top.annotate(
-        f"{used[peak]:.4g} at epoch {epoch[peak]:g}", (epoch[peak], used[peak]), (14, -4), textcoords="offset points"
-    )
+    _mark(top, f"{used[peak]:.4g} at epoch {epoch[peak]:g}", epoch[peak], used[peak], policy.epochs)
     top.set(ylabel="learning rate", title="Planned and applied learning rate", ylim=(0, None), xlim=(0, None))
-    top.legend(loc="upper right")
+    top.legend(loc="upper left" if epoch[peak] > policy.epochs / 2 else "upper right")
     gap = used - planned
     bottom.plot(epoch, gap, color=RED, lw=1.5)
     bottom.set(
-        xlabel="epoch", ylabel="difference", title=f"Largest difference in {len(steps):,} steps: {abs(gap).max():g}"
-    )
+        xlabel="epoch", ylabel="difference",
+        title=f"Largest difference in {len(steps):,} step{'s' * (len(steps) > 1)}: {abs(gap).max():g}",
+    )  # fmt: skip
     bottom.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
     if not gap.any():
         bottom.set(ylim=(-1, 1), yticks=[0])
@@ -193,7 +204,11 @@ def history(rows: list[dict]) -> Figure:
             loc="upper right" if what == "loss" else "lower right", fontsize=9,
             title="after the last epoch", title_fontsize=9, alignment="left",
         )  # fmt: skip
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        if len(rows) == 1:
+            ax.set(xlim=(0, 2), xticks=[1])
+            ax.margins(y=1)  # room for the legend, which no line leads away from
+        else:
+            ax.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
@@ -228,6 +243,7 @@ def annihilation(policy) -> Figure:
     """
     epoch = np.linspace(0, policy.epochs, 2001)
     start, low = 0.9 * policy.epochs, policy.lr_min / 100
+    check("peak_epoch", policy.peak_epoch, policy.peak_epoch < start, f"below {start:g}, where annihilation begins")
     knots, rates = [0, policy.peak_epoch, start, policy.epochs], [policy.lr_min, policy.lr_max, policy.lr_min, low]
     figure = Picture(8, 3.6)
     for ax, scale in zip(figure.subplots(1, 2), ("linear", "log"), strict=True):

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from dataclasses import replace
 
 import numpy as np
+import seaborn as sns
 import torch
 from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextPath
 
 from ..batches import loader
 from ._base import DPI, Picture, styled
 
 as_they_are = rc_context({"text.parse_math": False})  # the names of classes: "5$ or 10$" is no formula
-
-
-def _grid(count: int, columns: int, width: float = 8.5, caption: float = 0.42):
-    """A figure of ``count`` square panels without ticks, with ``caption`` inches above each for a title.
-
-    ``width``: inches of a full row; fewer panels make a narrower figure and not larger panels.
-    """
-    panel, columns = width / columns, min(columns, count)
-    rows = -(-count // columns)
-    figure = Picture(columns * panel, rows * (panel + caption))
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for ax in panels:
-        ax.axis("off")
-    return figure, panels[:count]
 
 
 def _nothing() -> Figure:
@@ -48,9 +37,11 @@ def denormalize(x: torch.Tensor, mean, std) -> np.ndarray:
 @styled
 @as_they_are
 def samples(images, per_class: int = 8) -> Figure:
-    """The first ``per_class`` images of each class, a row a class."""
-    classes = images.classes
+    """The first ``per_class`` images of each class, a row a class; of more than 20 classes the first 20."""
+    classes = images.classes[:20]
     figure = Picture(per_class * 0.8 + 1.2, len(classes) * 0.8)
+    if len(classes) < len(images.classes):
+        figure.suptitle(f"the first {len(classes)} of {len(images.classes):,} classes", fontsize=10)
     grid = figure.subplots(len(classes), per_class, squeeze=False)
     for label, row in enumerate(grid):
         found = images.pixels[(images.labels == label).nonzero().flatten()[:per_class]].cpu().numpy()
@@ -92,37 +83,39 @@ def augmented(images, augment, count: int = 6, epochs: int = 7, seed: int = 0) -
 @as_they_are
 def confusion(confusion, pairs: int = 5) -> Figure:
     """The confusion matrix (counts), coloured by its mistakes, with the ``pairs`` most confused pairs named."""
-    import seaborn as sns
-
     counts, classes = confusion.counts, confusion.classes
     wrong = counts - np.diag(np.diag(counts))
-    size = max(5.0, 0.62 * len(classes) + 1.5)
+    k = len(classes)
+    cell = min(0.62, 20 / k)  # inches
+    size = max(5.0, cell * k + 1.5)
     figure = Picture(size + 0.8, size + 0.6)
     ax = figure.subplots()
-    numbers = np.where(counts, counts.astype(str), "") if len(classes) <= 20 else False
+    numbers = np.where(counts, counts.astype(str), "") if k <= 20 else False
     sns.heatmap(
         wrong, annot=numbers, fmt="", cmap="Reds", square=True, cbar=False, linewidths=0.5,
-        ax=ax, xticklabels=classes, yticklabels=classes, annot_kws={"fontsize": 9},
+        ax=ax, xticklabels=False, yticklabels=False, annot_kws={"fontsize": 9},
     )  # fmt: skip
-    for i in range(len(classes)):
-        ax.add_patch(_cell(i))
+    for i in range(k):
+        ax.add_patch(Rectangle((i, i), 1, 1, fill=False, edgecolor="0.5", lw=1, clip_on=False))
     right, n = int(np.trace(counts)), int(counts.sum())
     ax.set(xlabel="predicted class", ylabel="true class")
     # Over the whole figure: with few classes the matrix is narrower than this.
     figure.suptitle(
         f"{right:,} of {n:,} images right ({100 * right / n:.2f} %); red: mistakes", fontsize=12, fontweight="bold"
     )
-    ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
-    ax.tick_params(axis="y", rotation=0)
+    # Not by seaborn, which draws each name by itself to see which fit: gigabytes for a hundred classes.
+    names = {"ticks": np.arange(k) + 0.5, "labels": classes, "fontsize": min(10, 65 * cell)}
+    ax.set_xticks(**names, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(**names)
     worst = [f"{true} taken for {predicted}: {count}" for true, predicted, count in confusion.most_confused(pairs)]
-    figure.supxlabel("Most confused:  " + ",  ".join(worst[:3]) + "\n" + ",  ".join(worst[3:]), fontsize=10)
+    lines = [",  ".join(part) for part in (worst[:3], worst[3:]) if part]
+    if lines:
+        lines[0] = f"Most confused:  {lines[0]}"
+    wide = int(13 * size)  # characters
+    if max(map(len, lines), default=0) > wide:
+        lines = [line for words in ("Most confused:", *worst) for line in textwrap.wrap(words, wide)]
+    figure.supxlabel("\n".join(lines), fontsize=10)
     return figure
-
-
-def _cell(i: int):
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((i, i), 1, 1, fill=False, edgecolor="0.5", lw=1, clip_on=False)
 
 
 @styled
@@ -131,13 +124,22 @@ def misclassified(mistakes, columns: int = 5) -> Figure:
     """Misclassified images, each with its true and its predicted class and the probability it gave that."""
     if not len(mistakes):
         return _nothing()
-    figure, panels = _grid(len(mistakes), columns)
-    for i, ax in enumerate(panels):
+    panel = 8.5 / columns  # inches; few mistakes make a narrow figure and not large panels
+    captions = []
+    for i in range(len(mistakes)):
         true, predicted, probability = mistakes.caption(i)
-        ax.imshow(mistakes.images.pixels[i].cpu().numpy(), interpolation="nearest")
-        ax.set_title(
-            f"{true}, taken for\n{predicted} ({100 * probability:.0f} %)", fontsize=9, loc="center", fontweight="normal"
-        )
+        words = f"{true}, taken for", f"{predicted} ({100 * probability:.0f} %)"
+        captions.append("\n".join(line for part in words for line in textwrap.wrap(part, int(13 * panel))))
+    high = 0.42 + 0.15 * (max(caption.count("\n") for caption in captions) - 1)  # inches of the captions
+    columns = min(columns, len(mistakes))
+    rows = -(-len(mistakes) // columns)
+    figure = Picture(columns * panel, rows * (panel + high))
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in panels:
+        ax.axis("off")
+    for ax, pixels, caption in zip(panels, mistakes.images.pixels.cpu().numpy(), captions, strict=False):
+        ax.imshow(pixels, interpolation="nearest")
+        ax.set_title(caption, fontsize=9, loc="center", fontweight="normal")
     return figure
 
 
