@@ -130,7 +130,7 @@ def misclassified(mistakes, columns: int = 5) -> Figure:
         true, predicted, probability = mistakes.caption(i)
         words = f"{true}, taken for", f"{predicted} ({100 * probability:.0f} %)"
         captions.append("\n".join(line for part in words for line in textwrap.wrap(part, int(13 * panel))))
-    high = 0.42 + 0.15 * (max(caption.count("\n") for caption in captions) - 1)  # inches of the captions
+    high = 0.42 + 0.18 * (max(caption.count("\n") for caption in captions) - 1)  # inches of the captions
     columns = min(columns, len(mistakes))
     rows = -(-len(mistakes) // columns)
     figure = Picture(columns * panel, rows * (panel + high))
