@@ -159,18 +159,20 @@ class DeviceLoader(_Loader):
             first = parts[0].start
             places = self.augment.places(draws[first : parts[-1].stop], height, width)
             for part in parts:
-                images, begin = (self.images, start[part]) if self.resident else self._sent(order[part])
+                images, begin = self.images, start[part]
+                if not self.resident:
+                    images, begin = self._sent(order[part], labels[part])
                 here = slice(part.start - first, part.stop - first, part.step)
                 yield self.augment.take(images, begin, places[here]), labels[part]
 
-    def _sent(self, index: torch.Tensor) -> tuple[Images, torch.Tensor]:
-        """The images at ``index`` alone, on the device, and where each begins there."""
+    def _sent(self, index: torch.Tensor, labels: torch.Tensor) -> tuple[Images, torch.Tensor]:
+        """The images at ``index`` alone, with ``labels``, on the device, and where each begins there."""
         pixels = self.images.pixels[index]
         if self.device.type == "cuda":
             pixels = pixels.pin_memory()  # then the CPU need not wait for the copy
         pixels = pixels.to(self.device, non_blocking=True)
         begin = torch.arange(len(index), device=self.device) * (pixels.shape[1] * pixels.shape[2])
-        return dataclasses.replace(self.images, pixels=pixels), begin
+        return dataclasses.replace(self.images, pixels=pixels, labels=labels), begin
 
 
 class WorkerLoader(_Loader):

@@ -41,11 +41,11 @@ class Images:
         def kind(x) -> str:
             return f"{getattr(x, 'dtype', type(x).__name__)} {tuple(getattr(x, 'shape', ()))}"
 
-        tensors = isinstance(self.pixels, torch.Tensor), isinstance(self.labels, torch.Tensor)
-        right = tensors[0] and self.pixels.dtype == torch.uint8 and self.pixels.ndim == 4 and self.pixels.shape[3] == 3
-        check("pixels", kind(self.pixels), right, "a torch.uint8 tensor (n, height, width, 3)")
-        right = tensors[1] and self.labels.dtype == torch.int64 and self.labels.shape == self.pixels.shape[:1]
-        check("labels", kind(self.labels), right, f"a torch.int64 tensor ({len(self.pixels)},)")
+        pixels, labels = self.pixels, self.labels
+        right = isinstance(pixels, torch.Tensor) and pixels.dtype == torch.uint8 and pixels.ndim == 4
+        check("pixels", kind(pixels), right and pixels.shape[3] == 3, "a torch.uint8 tensor (n, height, width, 3)")
+        right = isinstance(labels, torch.Tensor) and labels.dtype == torch.int64 and labels.shape == pixels.shape[:1]
+        check("labels", kind(labels), right, f"a torch.int64 tensor ({len(pixels)},)")
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -86,7 +86,6 @@ def from_arrays(train: tuple, test: tuple, classes, name: str = "images") -> tup
         labels = labels.astype(np.int64) if labels.dtype.kind in "iu" else labels
         tensors = (torch.from_numpy(values) for values in (pixels, labels))
         splits.append(Images(*tensors, tuple(classes), (0.0,) * 3, (1.0,) * 3, name))
-        check("number of images", len(pixels), len(pixels) > 0, "1 or more")
         check_labels(splits[-1])
     # From counts of the 256 values: exact, and no float copy of the data.
     parts = np.array_split(splits[0].pixels.numpy(), 100)  # bincount makes int64 of what it counts
@@ -99,7 +98,8 @@ def from_arrays(train: tuple, test: tuple, classes, name: str = "images") -> tup
 
 
 def check_labels(images: Images) -> None:
-    """Raises ``InputError`` unless all labels are those of ``classes``: another one would end a GPU's process."""
+    """Raises ``InputError`` unless there are labels, and all those of ``classes``: others would end a GPU's process."""
+    check("number of images", len(images), len(images) > 0, "1 or more")
     low, high, k = int(images.labels.min()), int(images.labels.max()), len(images.classes)
     check("the range of labels", (low, high), low >= 0 and high < k, f"within 0 and {k - 1}, for {k} classes")
 
