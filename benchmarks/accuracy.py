@@ -27,6 +27,8 @@ from common import ASSETS, NAMES, Rows, machine, markdown, where
 from eva_utils.cli import _parsers
 from eva_utils.errors import differences
 from eva_utils.job import HERE_ONLY
+from eva_utils.lr_curve import choose_rates
+from eva_utils.lr_finder import LRRange
 from eva_utils.model import Residual
 from eva_utils.records import read_csv, read_json
 from eva_utils.trainer import Trainer
@@ -239,13 +241,16 @@ def run(recipe: Callable, job: Job, test: eva.Images) -> dict:
 def adopt(folder: Path) -> dict:
     """The row of ``ours`` that a finished run of ``eva-utils train`` stands for, whose defaults are this recipe.
 
-    Raises SystemExit if the run in ``folder`` had other settings.
+    Raises SystemExit if the run in ``folder`` had other settings, or rates that are not read off its curve as now.
     """
     config, results = (read_json(folder / name) for name in ("config.json", "results.json"))
     own = {key: config[key] for key in ("data", "epochs", "width", "seed", *HERE_ONLY)}
     recipe = vars(_parsers()[0].parse_args(["train", "--out", "."])) | own | {"peak_epoch": config["epochs"] * 5 / 24}
     if changed := differences(config, {key: recipe[key] for key in config}):
         raise SystemExit(f"{folder} is of another recipe:\n{changed}")
+    curve = LRRange.load(folder / "lr_range.json").curve
+    if not math.isclose(choose_rates(curve.lr, curve.loss)[1], results["lr_max"]):
+        raise SystemExit(f"{folder} found its rates by another rule")
     key = "ours", results["data"], config["width"], config["epochs"], results["n_train"], "test", config["seed"]
     accuracies = {name: results[f"test_accuracy{end}"] for name, end in
                   {"raw": "", "raw_tta": "_tta", "ema": "_ema", "ema_tta": "_ema_tta"}.items()}  # fmt: skip

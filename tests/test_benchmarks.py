@@ -159,6 +159,14 @@ def test_a_run_of_the_command_is_one_of_ours(photos, tmp_path, monkeypatch):
         accuracy.main()
 
 
+def test_the_published_run_is_in_the_table_and_that_of_an_earlier_rule_is_not():
+    runs = BENCHMARKS.parent / "assets" / "runs"
+    row = accuracy.adopt(runs / "cifar10-jpeg-24")
+    assert Rows(BENCHMARKS.parent / "assets" / "benchmarks" / "accuracy.json").find(**row)
+    with pytest.raises(SystemExit, match="found its rates by another rule"):
+        accuracy.adopt(runs / "cifar10-jpeg-24-lr-max-0.33")
+
+
 def test_jpeg_files_are_quality_75_in_a_folder_that_is_read_again(tmp_path):
     smooth = np.linspace(0, 255, 32 * 32 * 3).reshape(1, 32, 32, 3).astype(np.uint8)
     pixels = torch.from_numpy(np.concatenate([smooth, 255 - smooth, smooth // 2]))
