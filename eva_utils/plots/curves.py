@@ -25,7 +25,7 @@ def _legend_above(ax, points: float = 2) -> None:
 def _mark(ax, words: str, epoch: float, rate: float, epochs: float) -> None:
     """``words`` beside a point of a policy, on the side with more room."""
     late = epoch > epochs / 2
-    offset, side = ((-14, -4), "right") if late else ((10, -4), "left")
+    offset, side = ((-14, -4), "right") if late else ((14, -4), "left")
     ax.annotate(words, (epoch, rate), offset, textcoords="offset points", ha=side)
 
 
