@@ -38,7 +38,7 @@ _MODULE_OF = {
     "load_model": "records",
     "save_run": "records",
     "environment": "precision",
-    "estimate": "precision",
+    "estimate": "train",
 }
 __all__ = ["__version__", "plots", *_MODULE_OF]
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import platform
-import time
 import traceback
 from collections.abc import Iterator
 
@@ -132,35 +130,3 @@ def environment() -> None:
         f"eva_utils {__version__}, Python {platform.python_version()}, torch {torch.__version__}, "
         f"torchvision {torchvision.__version__}\n{describe(device)}, {choose_precision(device)}"
     )
-
-
-def estimate(epochs: int = 24, width: int = 64, images: int = 50_000) -> None:
-    """Print about how long ``ResNet9`` takes for ``epochs`` epochs of ``images`` 32 x 32 images on this device.
-
-    It assumes two fifths of the speed of a large matrix product, measured here and now, so it gives an order of
-    magnitude, not minutes.
-    """
-    device = choose_device()
-    flop = 2.27e9 * (width / 64) ** 2 * epochs * images
-    minutes = flop / (0.4 * _matmul_rate(device, DTYPES[choose_precision(device)])) / 60
-    long = f"{minutes / 60:.0f} hours" if minutes > 100 else f"{max(1, minutes):.0f} minute{'s' * (minutes >= 1.5)}"
-    print(f"{epochs} epochs of {images:,} images at width {width} take about {long} here")
-    if device.type == "cpu":
-        print("There is no GPU here.", end=" ")
-        print(
-            "Runtime > Change runtime type > T4 GPU." if "COLAB_RELEASE_TAG" in os.environ else "QUICK = True is quick."
-        )
-
-
-def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a matrix product, the best of a few: large enough for the device, over in a second."""
-    size = 8192 if device.type == "cuda" else 2048
-    a = torch.randn(size, size, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(4):  # the first one warms up
-        start = time.perf_counter()
-        a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,9 @@ from .batches import loader, to_device
 from .errors import InputError, check_recipe
 from .evaluation import check_model, check_trainable
 from .images import Images, check_labels, crc32
+from .model import ResNet9
 from .precision import choose_device, choose_precision, keep_memory
+from .schedule import OneCycle
 from .trainer import Trainer
 
 
@@ -170,3 +174,27 @@ def _check_agreement(mine: dict) -> None:
                 f"{key} is {value!r} in process 0 and {mine.get(key)!r} in process {distributed.rank()}; "
                 "all have to be given the same"
             )
+
+
+def estimate(epochs: int = 24, width: int = 64, images: int = 50_000) -> None:
+    """Print about how long ``find_lr`` and ``fit`` take for ``epochs`` epochs of ``images`` 32 x 32 images here.
+
+    Two short epochs on random pixels are trained for it, which takes some seconds, and the second one is timed. There
+    are a fifth as many test images as training images, as in CIFAR-10, and the range test counts as one more epoch.
+    """
+    device = choose_device()
+    n = 4096 if device.type == "cuda" else 256
+    with torch.random.fork_rng([]), contextlib.redirect_stdout(io.StringIO()):
+        pixels, labels = torch.randint(256, (n, 32, 32, 3), dtype=torch.uint8), torch.arange(n) % 10
+        some = Images(pixels, labels, tuple("0123456789"), (0.5,) * 3, (0.3,) * 3)
+        history = fit(
+            ResNet9(10, width), some, some[: n // 5], OneCycle(2, 1, 1e-6, 2e-6), batch_size=min(n, 512)
+        ).history
+    minutes = (history[1]["seconds"] - history[0]["seconds"]) * (epochs + 1) * images / n / 60
+    long = f"{minutes / 60:.0f} hours" if minutes > 100 else f"{max(1, minutes):.0f} minute{'s' * (minutes >= 1.5)}"
+    print(f"{epochs} epochs of {images:,} images at width {width} take about {long} here")
+    if device.type == "cpu":
+        print("There is no GPU here.", end=" ")
+        print(
+            "Runtime > Change runtime type > T4 GPU." if "COLAB_RELEASE_TAG" in os.environ else "QUICK = True is quick."
+        )

@@ -246,16 +246,3 @@ def test_a_gpu_that_nobody_asked_for_and_that_fails_can_be_left_alone(monkeypatc
 def test_environment_says_what_there_is(capsys):
     precision.environment()
     assert torch.__version__ in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("width", "words"), [(64, "10 minutes"), (128, "40 minutes"), (256, "3 hours"), (4, "1 minute")]
-)
-def test_the_time_it_takes_is_estimated(width, words, capsys, monkeypatch):
-    monkeypatch.setattr(precision, "_matmul_rate", lambda device, dtype: 24 * 50_000 * 2.27e9 / 0.4 / 600)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    precision.estimate(width=width)
-    printed = capsys.readouterr().out
-    assert f"24 epochs of 50,000 images at width {width} take about {words} here" in printed
-    assert "no GPU" in printed
-    assert "QUICK = True" in printed

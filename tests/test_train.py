@@ -7,6 +7,7 @@ import math
 import random
 import re
 import weakref
+from types import SimpleNamespace
 
 import albumentations as A
 import numpy as np
@@ -15,7 +16,20 @@ import torch
 from albumentations.pytorch import ToTensorV2
 from torch import nn
 
-from eva_utils import Augment, InputError, OneCycle, ResNet9, Triangular, checkpoint, digits, evaluate, find_lr, fit
+from eva_utils import (
+    Augment,
+    InputError,
+    OneCycle,
+    ResNet9,
+    Triangular,
+    checkpoint,
+    digits,
+    estimate,
+    evaluate,
+    find_lr,
+    fit,
+)
+from eva_utils import train as train_module
 from eva_utils import trainer as trainer_module
 from eva_utils.batches import loader
 from eva_utils.precision import DTYPES
@@ -607,3 +621,32 @@ def test_an_overflow_in_the_very_first_step_leaves_no_trace(train, monkeypatch):
     run = train()
     assert [row["skipped"] for row in run.steps[:2]] == [1, 0]
     assert all(p.isfinite().all() and p.abs().max() < 100 for p in run.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.012288, "1 minute"), (0.12288, "10 minutes"), (1.2288, "100 minutes"), (2.2, "3 hours")]
+)
+def test_the_time_it_takes_is_estimated_from_the_second_of_two_epochs(seconds, words, monkeypatch, capsys):
+    """At 0.12288 s for 256 images, 25 epochs of 50,000 take 600 s."""
+
+    def two_epochs(model, train, test, schedule, *, batch_size):
+        assert (len(train), len(test), schedule.epochs, batch_size) == (256, 51, 2, 256)
+        return SimpleNamespace(history=[{"seconds": 7.0}, {"seconds": 7.0 + seconds}])
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(train_module, "fit", two_epochs)
+    estimate()
+    printed = capsys.readouterr().out
+    assert f"24 epochs of 50,000 images at width 64 take about {words} here" in printed
+    assert "no GPU" in printed
+    assert "QUICK = True" in printed
+
+
+def test_an_estimate_leaves_the_callers_random_numbers(capsys):
+    state = torch.get_rng_state()
+    estimate(epochs=2, width=4, images=256)
+    assert torch.equal(state, torch.get_rng_state())
+    assert re.fullmatch(
+        r"2 epochs of 256 images at width 4 take about 1 minute here(\nThere is no GPU here\. .*)?\n",
+        capsys.readouterr().out,
+    )
