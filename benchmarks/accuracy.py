@@ -24,17 +24,14 @@ import torch
 
 import eva_utils as eva
 from common import ASSETS, NAMES, Rows, machine, markdown, where
-from eva_utils.batches import loader
 from eva_utils.cli import _parsers
 from eva_utils.errors import differences
 from eva_utils.job import HERE_ONLY
 from eva_utils.lr_curve import choose_rates
-from eva_utils.lr_finder import LRRange, range_test
+from eva_utils.lr_finder import LRRange
 from eva_utils.model import Residual
-from eva_utils.precision import choose_device
 from eva_utils.records import read_csv, read_json
 from eva_utils.trainer import Trainer
-from lr_rules import lowest
 
 BATCH = 512
 HELD_OUT = 5_000
@@ -79,11 +76,12 @@ class Cosine:
 
 
 class SkipTwice(Residual):
-    """out = X + (X + R(X)): the skip connection inside the block and around it once more."""
+    """out = X + ReLU(X + R(X)), R without its last ReLU: a skip connection inside the block and another around it."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.down(x)
-        return 2 * x + self.residual(x)
+        first, second = self.residual
+        return x + second.relu(x + second.bn(second.conv(first(x))))
 
 
 class CyclicMomentum(Trainer):
@@ -96,17 +94,24 @@ class CyclicMomentum(Trainer):
         return super()._step(loss)
 
 
-def per_image(images: eva.Images, padding: int, holes: int):
-    """An albumentations pipeline: pad with black, crop, flip, ``holes`` Cutout holes of 8 x 8."""
+def per_image(images: eva.Images, padding: int, border: str, *cutout):
+    """An albumentations pipeline: pad, crop, flip, normalise, ``cutout``."""
     import albumentations as A
     import cv2
     from albumentations.pytorch import ToTensorV2
 
+    pad = A.Pad(padding, border_mode={"mirror": cv2.BORDER_REFLECT_101, "black": cv2.BORDER_CONSTANT}[border], fill=0)
+    crop = A.RandomCrop(*images.pixels.shape[1:3])
     return A.Compose([
-        A.Pad(padding, border_mode=cv2.BORDER_CONSTANT, fill=0), A.RandomCrop(32, 32), A.HorizontalFlip(p=0.5),
-        A.Normalize(images.mean, images.std),
-        A.CoarseDropout((holes, holes), hole_height_range=(8, 8), hole_width_range=(8, 8), fill=0, p=1), ToTensorV2(),
+        pad, crop, A.HorizontalFlip(p=0.5), A.Normalize(images.mean, images.std), *cutout, ToTensorV2()
     ])  # fmt: skip
+
+
+def holes(count: int, p: float = 1.0):
+    """``count`` Cutout holes of 8 x 8 pixels, all or none of them, with probability ``p``; wholly inside the image."""
+    import albumentations as A
+
+    return A.CoarseDropout((count, count), hole_height_range=(8, 8), hole_width_range=(8, 8), fill=0, p=p)
 
 
 # Recipes. Each gets a Job and returns (model, schedule, options of fit).
@@ -142,7 +147,7 @@ def ours(
     """
     model = job.network(logit_scale=logit_scale)
     if augment == "zero padding":
-        augment = per_image(job.train, 4, 1)
+        augment = per_image(job.train, 4, "black", holes(1))
     shared = {"augment": augment, "batch_size": BATCH, "seed": job.seed, **options}
     rates = eva.find_lr(model, job.train, checkpoint=job.folder, **{k: v for k, v in shared.items() if k != "ema"})
     if end is None:
@@ -152,28 +157,24 @@ def ours(
     return model, schedule, shared
 
 
-def solution_a(job: Job, lr_max: float = 0.609):
-    """The assignment's public solution A (PySodium), from its description.
+def solution_a(job: Job):
+    """The assignment's public solution A: S. Ghana's PySodium at commit 82f3eaf, as the log of its notebook has it.
 
-    LR_MAX 0.609, where its range test had its lowest loss; OneCycleLR as torch has it: cosine, from a tenth of LR_MAX,
-    down to a ten-thousandth of that (annihilation), momentum 0.95 -> 0.85 -> 0.95; padding to 36, four holes, no label
-    smoothing, plain logits, the skip added twice.
+    (github.com/satyajitghana/PySodium; TSAI-DeepVision-EVA4.0, 11_SuperConvergence.) LR_MAX 0.609, where its range test
+    of 1,000 steps had its lowest loss. OneCycleLR, a cosine each way, from 0.004 and down to LR_MAX/25, momentum
+    0.95 -> 0.85 -> 0.95; plain logits, no label smoothing, the skip added twice. Padding to 36; four holes, which may
+    reach beyond the edge, on half of the images.
     """
+    import albumentations as A
+
     model = job.network(logit_scale=1.0)
     model.layer1.__class__ = model.layer3.__class__ = SkipTwice
-    schedule = Cosine(job.epochs, job.peak, lr_max / 10, lr_max, lr_max / 1e5)
+    schedule = Cosine(job.epochs, job.peak, 0.004, 0.609, 0.609 / 25)
+    # A hole that lies in the image with 4 pixels around it has its centre anywhere in the image.
+    beyond = A.Pad(4, fill=0), holes(4, p=0.5), A.CenterCrop(*job.train.pixels.shape[1:3])
+    augment = per_image(job.train, 2, "mirror", *beyond)
     options = {"momentum": 0.95, "weight_decay": 5e-4, "label_smoothing": 0.0, "trainer": CyclicMomentum}
-    return model, schedule, {"augment": per_image(job.train, 2, 4), "batch_size": BATCH, **options}
-
-
-def solution_a_tested(job: Job):
-    """The same with LR_MAX where a range test of *this* network has its lowest loss: its rule instead of its rate."""
-    model, _, options = solution_a(job)
-    batches = loader(job.train, options["augment"], BATCH, seed=job.seed, device=choose_device())
-    recipe = {key: options[key] for key in ("momentum", "weight_decay", "label_smoothing")}
-    # Not find_lr, which refuses this curve at full width: the loss blows up before it has fallen much.
-    rates, losses = range_test(model, batches, lr_start=1e-3, lr_end=10.0, steps=90, **recipe)
-    return solution_a(job, float(lowest(rates, losses)))
+    return model, schedule, {"augment": augment, "batch_size": BATCH, **options}
 
 
 def cifar10_fast(job: Job):
@@ -194,12 +195,7 @@ def variant(**changes) -> Callable:
     return lambda job: ours(job, **changes)
 
 
-RECIPES = {
-    "ours": ours,
-    "cifar10-fast": cifar10_fast,
-    "solution-a": solution_a,
-    "solution-a, its rule": solution_a_tested,
-}
+RECIPES = {"ours": ours, "cifar10-fast": cifar10_fast, "solution-a": solution_a}
 ABLATIONS = {
     "ours": ours,
     "ours, plain logits": variant(logit_scale=1.0),

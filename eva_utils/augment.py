@@ -56,8 +56,8 @@ class Augment:
     padding: pixels added on each side (mirrored at the edge, the edge itself not repeated) before a crop of the
         original size; 0 for none.
     flip: mirror left and right with probability 1/2.
-    alternate: draw that for the first epoch alone, and mirror every other time from then on, so that of two epochs one
-        shows an image as it is and one mirrored. Source: K. Jordan, arXiv:2404.00498.
+    alternate: draw that only in the first epoch, then take turns, so that of two successive epochs one shows an image
+        as it is and the other mirrored. Source: K. Jordan, arXiv:2404.00498.
     cutout: side of one square hole, wholly inside the crop and equally likely everywhere there, filled with the mean
         colour; 0 for none. Source: T. DeVries, G. W. Taylor, arXiv:1708.04552.
     """

@@ -27,7 +27,7 @@ examples:
   eva-utils explain runs/cifar10                      draw a finished run's figures again
   eva-utils cycle --out assets                        the zigzag and its relatives
 
-The same train command goes on where it was stopped. Exit status: 0 done, 1 a fault, 2 bad
+Give the same train command again to go on where it stopped. Exit status: 0 done, 1 a fault, 2 bad
 input (or a full disk, or a rate that is too high), 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
@@ -75,8 +75,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     add("--epochs", type=int, default=24, help="passes over the training images (%(default)s)")
     add("--peak-epoch", type=float, default=5, help="epoch at which the rate is LR_MAX (%(default)s)")
     add("--batch-size", type=int, default=512, help="images a step, of all processes together (%(default)s)")
-    add("--lr-min", type=_rate, default="find", metavar="RATE", help="a rate, or find: by a range test (%(default)s)")
-    add("--lr-max", type=_rate, default="find", metavar="RATE", help="a rate, or find: by a range test (%(default)s)")
+    rate = {"type": _rate, "default": "find", "metavar": "RATE"}
+    add("--lr-min", **rate, help="a rate, or find: take it from a range test (%(default)s)")
+    add("--lr-max", **rate, help="a rate, or find: take it from a range test (%(default)s)")
     add("--width", type=int, default=64, help="channels of the first layer; the last has 8 times as many (%(default)s)")
     add("--seed", type=int, default=0, help="of initial weights, order and augmentation (%(default)s)")
     add("--padding", type=int, default=4, help="pixels of padding before the random crop (%(default)s)")
@@ -86,8 +87,13 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     add("--weight-decay", type=float, default=1e-3, help="of SGD (%(default)s)")
     add("--ema", type=float, default=0.05, help="time constant of the EMA, a share of the steps so far (%(default)s)")
     add("--precision", choices=["auto", "bf16", "fp16", "fp32"], default="auto", help="number format (%(default)s)")
-    add("--device", help="cpu, cuda, cuda:1, ... (the first GPU, under torchrun each its own; else the CPU)")
-    add("--engine", choices=["batch", "albumentations"], default="batch", help="augmentation by batch or by image")
+    add("--device", help="cpu, cuda, cuda:1, ... (the first GPU, or each process its own under torchrun; else the CPU)")
+    add(
+        "--engine",
+        choices=["batch", "albumentations"],
+        default="batch",
+        help="augmentation by batch, or by image (%(default)s)",
+    )
     add("--workers", type=int, default=2, help="processes of the albumentations engine (%(default)s)")
 
     explain = commands.add_parser("explain", help="draw the figures of a finished run again")
@@ -95,10 +101,10 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
 
     cycle = commands.add_parser("cycle", help="draw the cyclic policies")
     cycle.add_argument("--out", type=_folder, required=True, help="folder for zigzag.png, cycle.png and policies.png")
-    cycle.add_argument("--lr-min", type=float, default=0.01, help="(%(default)s)")
-    cycle.add_argument("--lr-max", type=float, default=0.1, help="(%(default)s)")
+    cycle.add_argument("--lr-min", type=float, default=0.01, help="lowest rate (%(default)s)")
+    cycle.add_argument("--lr-max", type=float, default=0.1, help="highest rate (%(default)s)")
     cycle.add_argument("--step-size", type=float, default=4, help="half a cycle, in epochs (%(default)s)")
-    cycle.add_argument("--cycles", type=int, default=3, help="(%(default)s)")
+    cycle.add_argument("--cycles", type=int, default=3, help="how many (%(default)s)")
     return parser, train
 
 

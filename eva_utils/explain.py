@@ -79,7 +79,7 @@ class Cams:
 
 
 def confusion(model: nn.Module, images: Images, probabilities: torch.Tensor | None = None) -> Confusion:
-    """The confusion matrix of ``model`` on ``images``; ``probabilities`` saves a prediction that was made already."""
+    """The confusion matrix of ``model`` on ``images``; ``probabilities``: those of ``predict``, if made already."""
     predicted = (predict(model, images) if probabilities is None else probabilities).argmax(1)
     k = len(images.classes)
     counts = torch.bincount(images.labels.cpu() * k + predicted, minlength=k * k).view(k, k)

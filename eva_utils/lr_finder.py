@@ -75,9 +75,9 @@ def find_lr(
     """LR_MIN and LR_MAX for ``model`` by a range test: ``steps`` steps at rates from ``lr_start`` to ``lr_end``.
 
     LR_MIN is the rate at which the network has begun to learn: the smoothed loss has made 20 % of its fall. LR_MAX is
-    six times the rate at which half of the fall is made, but never where the loss has turned up again. Where half of
-    the fall is made is the point of the curve that is the same for one seed and the next; its floor is flat or ragged,
-    so that the lowest and the steepest point can lie anywhere, even behind a blow-up. The factor is from trainings
+    six times the rate at which half of the fall is made, but never where the loss has turned up again. The point
+    at half of the fall is the same from one seed to the next; the curve's floor is flat or ragged, so that its lowest
+    and its steepest point can lie anywhere, even behind a blow-up. The factor is from trainings
     (benchmarks/lr_finder.py). That one test gives both rates is L. N. Smith's idea (arXiv:1506.01186, section 3.3).
 
     The test works on a copy: the model, its mode, the random number generators and all else are left as they were.

@@ -121,7 +121,7 @@ def confusion(confusion, pairs: int = 5) -> Figure:
 @styled
 @as_they_are
 def misclassified(mistakes, columns: int = 5) -> Figure:
-    """Misclassified images, each with its true and its predicted class and the probability it gave that."""
+    """Misclassified images, each with its true class, its predicted class and that one's probability."""
     if not len(mistakes):
         return _nothing()
     panel = 8.5 / columns  # inches; few mistakes make a narrow figure and not large panels
