@@ -330,7 +330,7 @@ def test_lr_range_shows_the_blow_up_and_its_valley(height):
     rates = blown_up(height)
     (ax,) = plots.lr_range(rates).axes
     start, peak, top = rates.curve.smooth[0], rates.curve.smooth.max(), ax.get_ylim()[1]
-    (dot,) = (line.get_xydata()[0] for line in ax.lines if line.get_label() == "lowest")
+    (dot,) = (line.get_xydata()[0] for line in ax.lines if line.get_label() == "end of the fall")
     assert 0.05 < dot[0] < 0.15  # and not the lower point behind the blow-up
     assert dot[1] == rates.curve.smooth[rates.curve.lr < 1].min()
     most = start + 1.5 * (start - dot[1])

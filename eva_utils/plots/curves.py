@@ -110,7 +110,7 @@ def schedule(policy, *, ax=None) -> Figure:
 
 @styled
 def lr_range(rates, *, ax=None) -> Figure:
-    """The range test: loss against rate, with both rates, half of the fall and its lowest point marked.
+    """The range test: loss against rate, with both rates, half of the fall and its end marked.
 
     The reason for each rate stands below.
     """
@@ -132,7 +132,7 @@ def lr_range(rates, *, ax=None) -> Figure:
     valley, start = curve.smooth[low], curve.smooth[0]
     fall = start - valley
     ax.plot(curve.rate_at(0.5), start - fall / 2, "D", ms=7, color=BLUE, mec="white", label="half of the fall")
-    ax.plot(curve.lr[low], valley, "o", ms=8, color=BLUE, mec="white", label="lowest")
+    ax.plot(curve.lr[low], valley, "o", ms=8, color=BLUE, mec="white", label="end of the fall")
     ax.set(xscale="log", xlabel="learning rate (log scale)", ylabel="training loss (nats)")
     ax.set_title("Range test", pad=22)  # the names of the two rates stand between title and axes
     # The blow-up is what LR_MAX has to stay clear of, so it is shown, but it must not flatten the valley.
