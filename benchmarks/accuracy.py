@@ -85,7 +85,7 @@ class SkipTwice(Residual):
 
 
 class CyclicMomentum(Trainer):
-    """Momentum 0.95 -> 0.85 -> 0.95 against the rate, not Nesterov's: what OneCycleLR does to SGD."""
+    """Momentum 0.95 -> 0.85 -> 0.95 against the rate, as OneCycleLR has it; not Nesterov's."""
 
     def _step(self, loss: torch.Tensor) -> dict:
         policy = Cosine(self.epochs, self.schedule.peak_epoch, 0.95, 0.85, 0.95)
@@ -161,9 +161,9 @@ def solution_a(job: Job):
     """The assignment's public solution A: S. Ghana's PySodium at commit 82f3eaf, as the log of its notebook has it.
 
     (github.com/satyajitghana/PySodium; TSAI-DeepVision-EVA4.0, 11_SuperConvergence.) LR_MAX 0.609, where its range test
-    of 1,000 steps had its lowest loss. OneCycleLR, a cosine each way, from 0.004 and down to LR_MAX/25, momentum
-    0.95 -> 0.85 -> 0.95; plain logits, no label smoothing, the skip added twice. Padding to 36; four holes, which may
-    reach beyond the edge, on half of the images.
+    of 1,000 steps had its lowest loss (smoothed). OneCycleLR, a cosine each way, from 0.004 and down to LR_MAX/25,
+    momentum 0.95 -> 0.85 -> 0.95; plain logits, no label smoothing, the skip added twice. Padding to 36; four holes,
+    which may reach beyond the edge, on half of the images. (Left out: its first step was taken at LR_MAX/10.)
     """
     import albumentations as A
 

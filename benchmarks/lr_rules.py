@@ -54,7 +54,7 @@ def corrected(loss: np.ndarray, old: float) -> np.ndarray:
 
 
 def valley(loss: np.ndarray) -> int:
-    """fastai's rule: half-way into the longest falling subsequence of the curve."""
+    """fastai's rule: half of its length before the end of the curve's longest falling subsequence."""
     length = np.ones(len(loss), dtype=int)
     for i in range(1, len(loss)):
         before = length[:i][loss[:i] > loss[i]]

@@ -58,8 +58,9 @@ class Augment:
     flip: mirror left and right with probability 1/2.
     alternate: draw that only in the first epoch, then take turns, so that of two successive epochs one shows an image
         as it is and the other mirrored. Source: K. Jordan, arXiv:2404.00498.
-    cutout: side of one square hole, wholly inside the crop and equally likely everywhere there, filled with the mean
-        colour; 0 for none. Source: T. DeVries, G. W. Taylor, arXiv:1708.04552.
+    cutout: side of one square hole, filled with the mean colour; 0 for none. Source: T. DeVries, G. W. Taylor,
+        arXiv:1708.04552; theirs may reach beyond the edge, this one lies wholly inside the crop and is equally likely
+        everywhere there, as in D. Page's cifar10-fast (2018).
     """
 
     padding: int = 4

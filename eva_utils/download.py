@@ -56,7 +56,7 @@ def fetch_cifar10(root: Path) -> Path:
         for url, limit in tries:
             try:
                 _download(url, part, limit)
-            except (OSError, ValueError) as error:  # URLError, timeouts and HTTPException's kin are OSErrors
+            except (OSError, ValueError) as error:  # URLError, HTTPError and timeouts are OSErrors
                 failures.append(f"  {url}: {getattr(error, 'reason', None) or error}")
                 print(failures[-1].strip(), flush=True)
                 continue

@@ -2,7 +2,7 @@
 
 ``policy(epoch)`` gives the rate at that epoch, for a number or an array. An epoch is a float: step 49 of 98
 in the eighth epoch is 7.5. The cyclic policies only divide by ``step_size``, so they work just as well
-when both are counted in iterations, which is how the paper and ``torch.optim.lr_scheduler.CyclicLR`` do it.
+when both are counted in iterations, as ``torch.optim.lr_scheduler.CyclicLR`` does it.
 """
 
 from __future__ import annotations
@@ -82,8 +82,9 @@ class Triangular2(Triangular):
 
 @dataclass(frozen=True)
 class ExpRange(Triangular):
-    """The zigzag whose height shrinks by ``gamma`` every epoch ("exp_range" in arXiv:1506.01186).
+    """The zigzag whose height shrinks by ``gamma`` every epoch: "exp_range" as torch's ``CyclicLR`` has it.
 
+    (In arXiv:1506.01186, section 3.1, LR_MIN declines as well.)
     ``gamma`` is per unit of the argument: per epoch here, per iteration if you call it with iterations.
     """
 

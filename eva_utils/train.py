@@ -74,9 +74,9 @@ def fit(
     schedule: a dataclass with ``epochs``, such as ``OneCycle``; called with the epoch (a float) before every step.
     augment, batch_size, engine, workers: see ``batches.loader``. All of an epoch's randomness is a function of
         ``seed`` and the epoch.
-    ema: time constant of the weights' exponential moving average, as a share of the steps so far (T. Karras et al.,
-        arXiv:2312.02696, call it a power function EMA). The average is evaluated beside the weights themselves, and
-        BatchNorm statistics are averaged too.
+    ema: time constant of the weights' exponential moving average, as a share of the steps so far (in essence the
+        power function EMA of T. Karras et al., arXiv:2312.02696, whose gamma is 1 / ema - 1). The average is evaluated
+        beside the weights themselves, and BatchNorm statistics are averaged too.
     precision, device: see the module ``precision``; chosen by what is there.
     checkpoint: a folder. The state is saved there after each epoch, and a later call with the same arguments goes on
         from it; with ``fresh`` it starts over.

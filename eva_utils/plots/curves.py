@@ -239,7 +239,8 @@ def parity(pairs: dict, epochs: float, steps_per_epoch: int) -> Figure:
 def annihilation(policy) -> Figure:
     """A one-cycle policy beside the same triangle squeezed to make room for an annihilation phase, on a log scale.
 
-    The latter as in Smith's paper: the last tenth of the epochs takes the rate from lr_min down to a hundredth of it.
+    Smith lets the rate fall by orders of magnitude in the end (arXiv:1708.07120); here it is to a hundredth of lr_min,
+    within the last tenth of the epochs.
     """
     epoch = np.linspace(0, policy.epochs, 2001)
     start, low = 0.9 * policy.epochs, policy.lr_min / 100
