@@ -11,7 +11,6 @@ there is not run again) and .png.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,22 +19,9 @@ import eva_utils as eva
 from accuracy import BATCH, Job, split
 from common import ASSETS, NAMES, Rows, machine, markdown, where
 from eva_utils import plots
-from eva_utils.plots._base import COLORS, Picture, styled
 
 CONSTANT = [0.02, 0.1, 0.5]
 DECAY = [0.1, 0.5]  # lower ones are what it decays to
-
-
-@dataclass(frozen=True)
-class Steps:
-    """``lr``, a tenth of it after half of the epochs, a hundredth after three quarters; ``decay=False``: constant."""
-
-    epochs: int
-    lr: float
-    decay: bool
-
-    def __call__(self, epoch: float) -> float:
-        return self.lr * (0.1 ** ((epoch >= self.epochs / 2) + (epoch >= self.epochs * 3 / 4)) if self.decay else 1)
 
 
 def run(rows: Rows, name: str, schedule, job: Job, test: eva.Images, work: Path) -> dict:
@@ -50,29 +36,14 @@ def run(rows: Rows, name: str, schedule, job: Job, test: eva.Images, work: Path)
     return rows.add({**key, **curves, "lr": max(step["applied"] for step in result.steps), **machine()})
 
 
-@styled
-def draw(rows: list[dict]) -> Picture:
-    """Test accuracy against epochs, of the weights and of their average; longer runs dashed."""
-    figure = Picture(9, 5)
-    panels = figure.subplots(1, 2)
-    shortest = min(row["epochs"] for row in rows)
-    colors = dict(zip(dict.fromkeys(row["policy"] for row in rows), COLORS, strict=False))
-    for ax, key, title in zip(
-        panels, ("test_accuracy", "test_accuracy_ema"), ("last weights", "their average (EMA)"), strict=True
-    ):
-        for row in rows:
-            values, color = row[key], colors[row["policy"]]
-            style = "-" if row["epochs"] == shortest else "--"
-            label = f"{row['policy']}, {row['epochs']} epochs: {values[-1]:.1f} %"
-            ax.plot(range(1, len(values) + 1), values, style, color=color, lw=1.5, label=label)
-            ax.plot(len(values), values[-1], "o", color=color)
-        ax.axhline(rows[0][key][-1], color=colors[rows[0]["policy"]], lw=0.8, ls=":", label="where one-cycle ended")
-        top = max(max(row[key]) for row in rows)
-        low = max(top - 45, min(min(row[key][shortest // 4 :]) for row in rows))  # the first epochs are not the point
-        ax.set(xlabel="epoch", title=title, ylim=(low, top + 0.05 * (top - low)))
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=9)
-    panels[0].set(ylabel="test accuracy (%)")
-    return figure
+def draw(rows: list[dict]):
+    """The figure of these rows; the longer run of a policy follows its shorter one."""
+    runs: dict[str, list] = {}
+    for row in rows:
+        curves = zip(row["test_accuracy"], row["test_accuracy_ema"], strict=True)
+        history = [{"test_accuracy": raw, "test_accuracy_ema": ema} for raw, ema in curves]
+        runs.setdefault(row["policy"], []).append(history)
+    return plots.compare(runs)
 
 
 def table(rows: list[dict]) -> str:
@@ -106,10 +77,11 @@ def main() -> None:
     rates = eva.find_lr(job.network(), job.train, batch_size=BATCH, seed=job.seed, checkpoint=folder)
     one_cycle = eva.OneCycle(job.epochs, job.peak, rates.lr_min, rates.lr_max)
     shown = [run(rows, "one-cycle", one_cycle, job, test, args.work)]
-    for name, tried, decay in (("constant", CONSTANT, False), ("steps from", DECAY, True)):
-        short = [run(rows, f"{name} {lr:g}", Steps(job.epochs, lr, decay), job, test, args.work) for lr in tried]
+    for name, tried, milestones in (("constant", CONSTANT, ()), ("steps from", DECAY, (0.5, 0.75))):
+        policies = [eva.StepDecay(job.epochs, lr, milestones=milestones) for lr in tried]
+        short = [run(rows, f"{name} {policy.lr:g}", policy, job, test, args.work) for policy in policies]
         best = max(short, key=lambda row: row["test_accuracy_ema"][-1])
-        longer = Steps(3 * job.epochs, best["lr"], decay)
+        longer = eva.StepDecay(3 * job.epochs, best["lr"], milestones=milestones)
         shown += [best, run(rows, best["policy"], longer, job, test, args.work)]
     print(plots.save(draw(shown), args.out / "superconvergence.png"))
 

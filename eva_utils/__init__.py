@@ -19,6 +19,7 @@ _MODULE_OF = {
     "Triangular2": "schedule",
     "ExpRange": "schedule",
     "OneCycle": "schedule",
+    "StepDecay": "schedule",
     "ResNet9": "model",
     "summary": "model",
     "Images": "images",

@@ -120,3 +120,33 @@ class OneCycle(_Policy):
 
     def _height(self, epoch):
         return np.interp(epoch, [0, self.peak_epoch, self.epochs], [0, 1, 0])
+
+
+@dataclass(frozen=True)
+class StepDecay(_Policy):
+    """``lr``, times ``gamma`` from each of ``milestones`` on: the ordinary schedule, to compare one-cycle with.
+
+    milestones: shares of ``epochs``, growing; with none, the rate is constant.
+    """
+
+    epochs: float
+    lr: float
+    gamma: float = 0.1
+    milestones: tuple[float, ...] = (0.5, 0.75)
+
+    def __post_init__(self) -> None:
+        check("epochs", self.epochs, 1 <= self.epochs <= 1e6, "between 1 and 1,000,000")
+        check("lr", self.lr, 0 < self.lr < np.inf, "a positive number")
+        check("gamma", self.gamma, 0 < self.gamma <= 1, "in (0, 1]")
+        shares = (0, *self.milestones, 1)
+        check(
+            "milestones",
+            self.milestones,
+            list(shares) == sorted(set(shares)),
+            "growing shares of the epochs, between 0 and 1",
+        )
+
+    def __call__(self, epoch):
+        passed = np.searchsorted(np.multiply(self.milestones, self.epochs), epoch, side="right")
+        rate = self.lr * self.gamma**passed
+        return float(rate) if np.ndim(epoch) == 0 else rate

@@ -92,8 +92,6 @@ def test_the_policies_of_other_recipes():
     assert cosine(24.0) == pytest.approx(seen[-1][0])
     triangle = accuracy.Triangle(24, 5, 0.4)
     assert [triangle(e) for e in (0, 2.5, 5, 14.5, 24)] == pytest.approx([0, 0.2, 0.4, 0.2, 0])
-    steps = superconvergence.Steps(24, 0.5, True)
-    assert [steps(e) for e in (0, 11.9, 12, 17.9, 18, 23.9)] == pytest.approx([0.5, 0.5, 0.05, 0.05, 0.005, 0.005])
 
 
 @pytest.fixture(scope="module")

@@ -63,10 +63,12 @@ def test_super_convergence_quickly_and_again(tmp_path):
     }
 
     shutil.rmtree(tmp_path / "assets")
-    printed = run_all("SuperConvergence", tmp_path / "notebooks", QUICK=True, RUN="runs/q", ASSETS="assets/q")
+    again = {"QUICK": True, "RUN": "runs/q", "ASSETS": "assets/q", "COMPARE": True}
+    printed = run_all("SuperConvergence", tmp_path / "notebooks", **again)
     assert "range test done before" in printed
     assert "finished, nothing to compute" in printed
-    assert figures(tmp_path / "assets" / "q-quick") == set(names.split())
+    assert "step-decay: StepDecay(epochs=8, lr=0." in printed
+    assert figures(tmp_path / "assets" / "q-quick") == {*names.split(), "compared"}
 
 
 def test_the_folders_do_not_change_when_a_cell_runs_again(monkeypatch, tmp_path):

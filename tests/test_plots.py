@@ -79,6 +79,7 @@ DRAW = {
     "annihilation": lambda: plots.annihilation(ONE_CYCLE),
     "applied": lambda: plots.applied(steps(), ONE_CYCLE),
     "augmented": lambda: plots.augmented(images(), Augment(2, True, 4)),
+    "compare": lambda: plots.compare({"one-cycle": [history()], "constant": [history(), history() * 3]}),
     "confusion": lambda: plots.confusion(confused()),
     "gradcam": lambda: plots.gradcam(cams()),
     "history": lambda: plots.history(history()),
@@ -409,6 +410,24 @@ def test_history_of_one_epoch():
         assert list(ax.get_xticks()) == [1]
         for line in ax.lines:
             assert len(line.get_xdata()) == 1 and line.get_marker() == "."  # a line alone would not be seen
+
+
+def test_compare():
+    short, longer = history(), [row | {"test_accuracy_ema": 50.0} for row in history() * 2]
+    panels = plots.compare({"a": [short], "b": [short[:4], longer]}).axes
+    for ax, key in zip(panels, ("test_accuracy", "test_accuracy_ema"), strict=True):
+        *lines, end = (line for line in ax.lines if not line.get_label().startswith("_"))
+        for line, rows, name in zip(lines, (short, short[:4], longer), "abb", strict=True):
+            assert list(line.get_xdata()) == list(range(1, len(rows) + 1))
+            assert list(line.get_ydata()) == [row[key] for row in rows]
+            assert line.get_label() == f"{name}, {len(rows)} epochs: {rows[-1][key]:.1f} %"
+        assert [line.get_linestyle() for line in lines] == ["--", "-", "--"]  # the shortest alone is not dashed
+        assert lines[0].get_color() != lines[1].get_color() == lines[2].get_color()
+        assert end.get_ydata()[0] == short[-1][key] and end.get_label() == "where a ended"
+        low, high = ax.get_ylim()
+        assert low < short[-1][key] < high
+    with pytest.raises(InputError, match="runs is "):
+        plots.compare({})
 
 
 # Pictures

@@ -8,7 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from eva_utils import ExpRange, InputError, OneCycle, Triangular, Triangular2
+from eva_utils import ExpRange, InputError, OneCycle, StepDecay, Triangular, Triangular2
 
 no_deadline = settings(deadline=None)  # a busy machine is no failure
 
@@ -250,6 +250,34 @@ def test_scheduler_rate_is_what_moves_the_weights():
         optimizer.step()
         scheduler.step()
     assert weight.item() == pytest.approx(sum(policy(step / 4) for step in range(12)))
+
+
+def test_step_decay():
+    steps = StepDecay(24, 0.5)
+    epochs, rates = [0, 11.9, 12, 17.9, 18, 24], [0.5, 0.5, 0.05, 0.05, 0.005, 0.005]
+    assert [steps(epoch) for epoch in epochs] == pytest.approx(rates)
+    assert steps(np.array(epochs)) == pytest.approx(rates)
+    assert type(steps(3)) is type(StepDecay(24, 0.5, milestones=())(3)) is float
+    assert set(StepDecay(24, 0.5, milestones=())(np.linspace(0, 24, 100))) == {0.5}
+    assert StepDecay(10, 1.0, 0.5, (0.2, 0.4, 0.6))(6) == 0.125
+
+
+def test_step_decay_is_torchs_multi_step():
+    optimizer = sgd(0.5)
+    torchs = torch.optim.lr_scheduler.MultiStepLR(optimizer, [48, 72], gamma=0.1)
+    policy = StepDecay(24, 0.5)
+    assert applied(optimizer, torchs, 96) == pytest.approx([policy(step / 4) for step in range(96)])
+    optimizer = sgd()
+    assert applied(optimizer, policy.scheduler(optimizer, 4), 96) == [policy(step / 4) for step in range(96)]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": 0}, {"lr": 0}, {"lr": np.inf}, {"gamma": 0}, {"gamma": 1.1}, {"milestones": (0.5, 0.5)},
+              {"milestones": (0.7, 0.5)}, {"milestones": (0.0,)}, {"milestones": (12, 18)}],
+)  # fmt: skip
+def test_a_step_decay_that_cannot_be_is_refused(wrong):
+    with pytest.raises(InputError, match=f"{next(iter(wrong))} is "):
+        StepDecay(**{"epochs": 24, "lr": 0.5} | wrong)
 
 
 def test_scheduler_needs_a_step_in_an_epoch():

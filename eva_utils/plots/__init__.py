@@ -5,13 +5,15 @@ in a script nothing opens. ``save`` writes a PNG.
 """
 
 from ._base import save
-from .curves import annihilation, applied, history, lr_range, parity, policies, schedule, zigzag
 from .pictures import augmented, confusion, gradcam, misclassified, samples
+from .rates import annihilation, parity, policies, schedule, zigzag
+from .training import applied, compare, history, lr_range
 
 __all__ = [
     "annihilation",
     "applied",
     "augmented",
+    "compare",
     "confusion",
     "gradcam",
     "history",

@@ -59,6 +59,22 @@ def axes(ax, width: float = 8, height: float = 4):
     return ax if ax is not None else Picture(width, height).subplots()
 
 
+def legend_above(ax, points: float = 2) -> None:
+    """A legend in one row at the right end of the title's line, ``points`` above ``ax``: it covers no curve."""
+    size = 10  # points, the unit of the paddings
+    ax.legend(
+        loc="lower right", bbox_to_anchor=(1, 1), ncols=len(ax.get_legend_handles_labels()[0]), fontsize=size,
+        borderpad=0, borderaxespad=points / size, columnspacing=1.5,
+    )  # fmt: skip
+
+
+def mark(ax, words: str, epoch: float, rate: float, epochs: float) -> None:
+    """``words`` beside a point of a policy, on the side with more room."""
+    late = epoch > epochs / 2
+    offset, side = ((-14, -4), "right") if late else ((14, -4), "left")
+    ax.annotate(words, (epoch, rate), offset, textcoords="offset points", ha=side)
+
+
 def png(figure: Figure) -> bytes:
     """``figure`` as a PNG of less than 200 kB: with as many colours, up to 256, as that allows, or at last smaller."""
     from PIL import Image
