@@ -266,8 +266,9 @@ def test_a_killed_run_goes_on_with_as_many_processes_or_another_number(tmp_path,
     assert agent.returncode != 0
     assert out.count("2 x CPU") == 1
     said = re.findall(r"^eva-utils: .*$", err, re.MULTILINE)
-    if said:  # else torchrun's SIGTERM was faster than the broken line to the other process
-        assert len(said) == 1 and "another of the 2 processes has died" in said[0]
+    if said:  # torchrun's SIGTERM may be faster than the broken line to the other process, or even than any word
+        assert len(said) == 1
+        assert re.search("another of the 2 processes has died|stopped; the same command goes on", said[0])
     else:
         assert "stopped in epoch" in out
     assert "local_rank: 1" in err and "SIGKILL" in err  # torchrun's own summary says which
