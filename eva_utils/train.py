@@ -194,7 +194,7 @@ def estimate(epochs: int = 24, width: int = 64, images: int = 50_000) -> None:
     long = f"{minutes / 60:.0f} hours" if minutes > 100 else f"{max(1, minutes):.0f} minute{'s' * (minutes >= 1.5)}"
     print(f"{epochs} epochs of {images:,} images at width {width} take about {long} here")
     if device.type == "cpu":
-        print("There is no GPU here.", end=" ")
+        print("There is no CUDA GPU here.", end=" ")
         print(
             "Runtime > Change runtime type > T4 GPU." if "COLAB_RELEASE_TAG" in os.environ else "QUICK = True is quick."
         )

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch.optim.lr_scheduler import CyclicLR
 
-from eva_utils import Augment, ExpRange, Images, InputError, OneCycle, Triangular, Triangular2, plots
+from eva_utils import Augment, ExpRange, Images, InputError, OneCycle, StepDecay, Triangular, Triangular2, plots
 from eva_utils.explain import Cams, Confusion, Mistakes
 from eva_utils.lr_curve import choose_rates
 from eva_utils.lr_finder import LRRange
@@ -239,6 +239,15 @@ def test_schedule():
     assert ax.lines[1].get_xydata().tolist() == [[0, 0.02], [2, 0.4], [6, 0.02]]
     for word in ("LR_MIN = 0.02", "LR_MAX = 0.4 at epoch 2", "LR_MIN at epoch 6", "learning rate"):
         assert word in texts(ax)
+
+
+def test_a_schedule_without_a_peak_has_its_curve_alone():
+    policy = StepDecay(8, 0.4)
+    (ax,) = plots.schedule(policy).axes
+    x, y = ax.lines[0].get_data()
+    assert (x[0], x[-1]) == (0, 8) and np.array_equal(y, policy(x))
+    assert len(ax.lines) == 1 and not ax.texts and ax.get_title("left") == "StepDecay"
+    assert ax.get_ylim() == (0, pytest.approx(0.42, abs=0.001))
 
 
 @pytest.mark.parametrize("schedule", [OneCycle(6, 5, 0.02, 0.4), OneCycle(6, 2, 0.396, 0.4)])

@@ -638,7 +638,7 @@ def test_the_time_it_takes_is_estimated_from_the_second_of_two_epochs(seconds, w
     estimate()
     printed = capsys.readouterr().out
     assert f"24 epochs of 50,000 images at width 64 take about {words} here" in printed
-    assert "no GPU" in printed
+    assert "no CUDA GPU" in printed
     assert "QUICK = True" in printed
 
 
@@ -647,6 +647,6 @@ def test_an_estimate_leaves_the_callers_random_numbers(capsys):
     estimate(epochs=2, width=4, images=256)
     assert torch.equal(state, torch.get_rng_state())
     assert re.fullmatch(
-        r"2 epochs of 256 images at width 4 take about 1 minute here(\nThere is no GPU here\. .*)?\n",
+        r"2 epochs of 256 images at width 4 take about 1 minute here(\nThere is no CUDA GPU here\. .*)?\n",
         capsys.readouterr().out,
     )

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..errors import check
+from ..schedule import OneCycle
 from ._base import BLUE, COLORS, ORANGE, RED, Picture, axes, legend_above, mark, styled
 
 
@@ -75,19 +76,24 @@ def policies(named: dict, epochs: float) -> Figure:
 
 @styled
 def schedule(policy, *, ax=None) -> Figure:
-    """A one-cycle policy over its epochs, with both rates and the peak marked."""
+    """A policy over its epochs; of a one-cycle policy both rates and the peak are marked."""
     ax = axes(ax)
     epoch = np.linspace(0, policy.epochs, 2001)
-    ax.plot(epoch, policy(epoch), color=BLUE, lw=2)
-    ax.plot(
-        [0, policy.peak_epoch, policy.epochs], policy(np.array([0, policy.peak_epoch, policy.epochs])), "o", color=RED
-    )
-    mark(ax, f"LR_MIN = {policy.lr_min:.3g}", 0, policy.lr_min, policy.epochs)
-    peak = policy.peak_epoch
-    mark(ax, f"LR_MAX = {policy.lr_max:.3g} at epoch {peak:g}", peak, policy.lr_max, policy.epochs)
-    mark(ax, f"LR_MIN at epoch {policy.epochs:g}", policy.epochs, policy.lr_min, policy.epochs)
-    top = policy.lr_max + 0.05 * max(policy.lr_max - policy.lr_min, 0.5 * policy.lr_max)
-    ax.set(xlabel="epoch", ylabel="learning rate", title="One-cycle policy, no annihilation", ylim=(0, top))
+    rate = policy(epoch)
+    ax.plot(epoch, rate, color=BLUE, lw=2)
+    title = type(policy).__name__
+    if isinstance(policy, OneCycle):
+        title = "One-cycle policy, no annihilation"
+        points = np.array([0, policy.peak_epoch, policy.epochs])
+        ax.plot(points, policy(points), "o", color=RED)
+        for point, words in (
+            (0, f"LR_MIN = {policy.lr_min:.3g}"),
+            (policy.peak_epoch, f"LR_MAX = {policy.lr_max:.3g} at epoch {policy.peak_epoch:g}"),
+            (policy.epochs, f"LR_MIN at epoch {policy.epochs:g}"),
+        ):
+            mark(ax, words, point, policy(point), policy.epochs)
+    top = rate.max() + 0.05 * max(np.ptp(rate), 0.5 * rate.max())
+    ax.set(xlabel="epoch", ylabel="learning rate", title=title, ylim=(0, top))
     return ax.figure
 
 
