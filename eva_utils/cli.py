@@ -19,8 +19,8 @@ from .errors import InputError, RunError
 
 EPILOG = """\
 examples:
-  eva-utils train --data digits --no-flip --width 16 --batch-size 64 --epochs 10 --peak-epoch 3 --out runs/demo
-                                                      no download, under a minute on a laptop
+  eva-utils train --data digits --no-flip --width 8 --batch-size 64 --epochs 6 --out runs/demo
+                                                      no download, half a minute on a laptop
   eva-utils train --data cifar10 --out runs/cifar10   the whole job: minutes on a GPU, an hour or more on a CPU
   eva-utils train --data photos  --out runs/photos    your own images: photos/train/<class>/, photos/test/<class>/
   torchrun --nproc-per-node 2 -m eva_utils train ...  the same on two GPUs, see docs/torchrun.md
@@ -73,7 +73,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     add("--config", type=Path, metavar="FILE", help="a config.json to take all settings from; flags given here win")
     add("--fresh", action="store_true", help="start over, whatever is in OUT")
     add("--epochs", type=int, default=24, help="passes over the training images (%(default)s)")
-    add("--peak-epoch", type=float, default=5, help="epoch at which the rate is LR_MAX (%(default)s)")
+    add("--peak-epoch", type=float, help="epoch at which the rate is LR_MAX (5/24 of the epochs)")
     add("--batch-size", type=int, default=512, help="images a step, of all processes together (%(default)s)")
     rate = {"type": _rate, "default": "find", "metavar": "RATE"}
     add("--lr-min", **rate, help="a rate, or find: take it from a range test (%(default)s)")

@@ -11,7 +11,7 @@ from torch import nn
 
 from .batches import plain_batches
 from .distributed import rank, total, world_size
-from .errors import InputError
+from .errors import InputError, check
 from .images import Images, check_labels
 from .precision import autocast, choose_precision
 
@@ -20,7 +20,10 @@ BATCH = 1000  # of 32 x 32 pixels; of larger images as many fewer
 
 @dataclass(frozen=True)
 class Metrics:
-    """accuracy: per cent of ``n`` images; loss: mean cross-entropy in nats; correct: how many."""
+    """accuracy: per cent of ``n`` images; loss: mean cross-entropy in nats; correct: how many.
+
+    (Losses in ``Run.history`` are with the training's label smoothing, those of ``evaluate`` with its own argument.)
+    """
 
     accuracy: float
     loss: float
@@ -65,6 +68,7 @@ def predict(model: nn.Module, images: Images, *, tta: bool = False, precision: s
     With ``tta`` (test-time augmentation) the logits of each image and of its mirror image are averaged first. The model
     runs on the device it is on, in eval mode, and is left as it was.
     """
+    check("images", type(images).__name__, isinstance(images, Images), "Images")
     if not len(images):
         raise InputError("there are no images to predict")
     parts = []

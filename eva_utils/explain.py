@@ -110,8 +110,11 @@ def gradcam(model: nn.Module, mistakes: Mistakes, layers: str | tuple[str, ...] 
     modules = dict(model.named_modules())
     for layer in layers:
         if layer not in modules:
-            known = ", ".join(name for name, _ in model.named_children())
-            raise InputError(f"layer {layer!r} is not in the model; it has {known}")
+            part = layer
+            while part not in modules:  # the model itself is ""
+                part = part.rpartition(".")[0]
+            known = ", ".join(f"{part}.{name}".lstrip(".") for name, _ in modules[part].named_children())
+            raise InputError(f"layer {layer!r} is not in the model; layers= takes names such as {known}")
     images, device = mistakes.images, next(model.parameters()).device
     labels = {"predicted": mistakes.predicted.tolist(), "true": images.labels.tolist()}
     if not len(mistakes):

@@ -57,7 +57,7 @@ class Images:
 
     def __repr__(self) -> str:
         n, height, width, _ = self.pixels.shape
-        return f"Images({self.name}: {n:,} images of {height} x {width}, {len(self.classes)} classes)"
+        return f"Images({self.name}: {n:,} images of {width} x {height}, {len(self.classes)} classes)"
 
 
 def places(index):
@@ -152,7 +152,8 @@ def image_folder(path: str | os.PathLike) -> tuple[Images, Images]:
     """A folder ``path/{train,test}/<class>/<image>``: (train, test). Classes are in alphabetical order.
 
     Images are read whole into memory as 8-bit RGB (grey, palette and CMYK are converted, transparency is dropped, the
-    first frame counts) and must all have one size; files whose names do not end like an image's are passed over.
+    first frame counts) and must all have one size. Folders inside a class's, and files whose names do not end like an
+    image's, are passed over; how many is printed.
 
     Raises ``InputError`` that names the folder or file if a split or class is missing, a class is empty, a file
     cannot be read, or a size differs.
@@ -199,17 +200,20 @@ def _scan(root: Path, split: str) -> dict[str, list[Path]]:
     folder = root / split
     if not folder.is_dir():
         raise InputError(f"{str(root)!r} has no folder {split}/; it needs train/<class>/ and test/<class>/")
-    classes = {}
+    classes, passed_over = {}, []
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and not entry.name.startswith("."):
-            inside = [f for f in entry.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith(".")]
-            files = sorted(f for f in inside if f.is_file())
+            inside = [f for f in entry.iterdir() if not f.name.startswith(".")]
+            files = sorted(f for f in inside if f.suffix.lower() in SUFFIXES and f.is_file())
+            passed_over += sorted(set(inside) - set(files))
             if not files:
                 raise InputError(f"class folder {str(entry)!r} has no images (files ending in .png, .jpg, ...)")
             # A name that is no UTF-8 could be neither printed nor drawn.
             classes[entry.name.encode("utf8", "backslashreplace").decode("utf8")] = files
     if not classes:
         raise InputError(f"{str(folder)!r} has no class folders; it needs one for each class, with images inside")
+    if passed_over:
+        print(f"{str(folder)!r}: {len(passed_over)} passed over as no image files, such as {str(passed_over[0])!r}")
     return classes
 
 

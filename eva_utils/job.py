@@ -26,7 +26,8 @@ from .train import fit
 HERE_ONLY = ("root", "device", "precision", "workers")  # where and how a run is computed, not what
 BUILT_IN = ("cifar10", "digits")
 SMALLEST = 8  # pixels: ResNet9 halves the side three times
-LEFT_BY_A_RUN = ("results.json", "checkpoint.pt", "lr_range.json", "history.csv", "lr.csv", "model.pt")
+TRAINED = ("results.json", "checkpoint.pt", "history.csv", "lr.csv", "model.pt")
+LEFT_BY_A_RUN = (*TRAINED, "lr_range.json")
 
 
 def load_data(data: str, root: str = "data") -> tuple[Images, Images]:
@@ -57,6 +58,8 @@ def _train(
 ) -> dict:  # fmt: skip
     if (path := str(Path(data))) not in BUILT_IN:  # ./digits is a folder
         data = path  # photos/ is photos
+    if peak_epoch is None:
+        peak_epoch = epochs * 5 / 24
     config = {key: value for key, value in locals().items() if key not in ("out", "fresh", "path")}
     if results := on_first(_finished)(out, config, fresh):
         print(f"{out} holds this run, finished; nothing to compute (--fresh starts over)")
@@ -185,8 +188,8 @@ def draw(
 
 def _finished(out: Path, config: dict, fresh: bool) -> dict | None:
     """The results in ``out`` if it holds this very run, finished. Raises InputError if it holds another one."""
-    # A config alone is from a command that failed before it computed anything.
-    if not fresh and any((out / name).is_file() for name in LEFT_BY_A_RUN):
+    # A config without these is from a command that failed before it trained; find_lr sees to the range test's.
+    if not fresh and any((out / name).is_file() for name in TRAINED):
         old = read_json(out / "config.json")
         there, here = ({key: c.get(key) for key in config if key not in HERE_ONLY} for c in (old, config))
         if changed := differences(there, here):

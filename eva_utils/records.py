@@ -28,6 +28,8 @@ def load_model(run: str | Path) -> ResNet9:
         raise InputError(f"{str(file)!r} is not there; save_run writes it, as eva-utils train does at the end of a run")
     try:
         state = read_tensors(file)
+        if "prep.conv.weight" not in state:
+            raise InputError("it is of another network than ResNet9; torch.load reads its weights")
         width, classes = state["prep.conv.weight"].shape[0], state["head.linear.weight"].shape[0]
         model = ResNet9(classes, width)
         model.load_state_dict(state)

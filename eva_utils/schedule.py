@@ -116,7 +116,8 @@ class OneCycle(_Policy):
     def __post_init__(self) -> None:
         super().__post_init__()
         check("epochs", self.epochs, 1 <= self.epochs <= 1e6, "between 1 and 1,000,000")
-        check("peak_epoch", self.peak_epoch, 0 < self.peak_epoch < self.epochs, f"between 0 and epochs = {self.epochs}")
+        right = f"above 0 and below epochs, which is {self.epochs}"
+        check("peak_epoch", self.peak_epoch, 0 < self.peak_epoch < self.epochs, right)
 
     def _height(self, epoch):
         return np.interp(epoch, [0, self.peak_epoch, self.epochs], [0, 1, 0])

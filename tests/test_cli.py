@@ -19,6 +19,7 @@ from PIL import Image
 
 import eva_utils
 from eva_utils import Augment, InputError, OneCycle, ResNet9, cli, job
+from eva_utils.checkpoint import write_tensors
 
 TRAIN = [
     "train", "--data", "digits", "--width", "4", "--epochs", "2", "--peak-epoch", "1", "--batch-size", "128",
@@ -178,12 +179,30 @@ def test_another_configuration_is_refused(finished, flags, difference):
     assert files(finished) == before
 
 
+def test_a_rate_that_the_range_test_contradicts_can_be_mended(tmp_path):
+    status, _, err = run(*TRAIN, "--lr-max", "0.001", "--out", tmp_path)
+    assert status == 2 and "lr_max is 0.001; it has to be above lr_min" in err
+    tested = (tmp_path / "lr_range.json").read_bytes()
+    status, out, err = run(*TRAIN, "--lr-max", "0.5", "--out", tmp_path)
+    assert status == 0, err
+    assert "range test done before" in out and (tmp_path / "lr_range.json").read_bytes() == tested
+    assert results(tmp_path)["lr_max"] == json.loads((tmp_path / "config.json").read_text())["lr_max"] == 0.5
+
+
+def test_the_peak_moves_with_the_epochs(monkeypatch):
+    monkeypatch.setattr(job, "_finished", lambda out, config, fresh: config)
+    options = dict.fromkeys(inspect.signature(job._train).parameters) | {"data": "digits"}
+    for epochs, peak in ((24, 5), (12, 2.5), (1, 5 / 24)):
+        assert job._train(**options | {"epochs": epochs})["peak_epoch"] == peak
+    assert job._train(**options | {"epochs": 24, "peak_epoch": 12.0})["peak_epoch"] == 12
+
+
 def test_a_folder_with_a_slash_at_its_end_is_the_same_folder(monkeypatch):
     monkeypatch.setattr(job, "_finished", lambda out, config, fresh: config)
     options = dict.fromkeys(inspect.signature(job._train).parameters)
 
     def known_as(data: str) -> str:
-        return job._train(**options | {"data": data})["data"]
+        return job._train(**options | {"data": data, "peak_epoch": 5})["data"]
 
     assert {known_as(data) for data in ("photos", "photos/", "./photos")} == {"photos"}
     assert known_as("a/../photos") == "a/../photos"  # a may be a link
@@ -256,7 +275,7 @@ def test_ones_own_images(tmp_path, width, height):
     options = ["--data", tmp_path / "photos", "--batch-size", "8", "--out", out]
     status, printed, err = run(*TRAIN, *RATES, *options)
     assert status == 0, err
-    assert f"{height} x {width}" in printed
+    assert f"images of {width} x {height}" in printed
     found = results(out)
     assert (found["data"], found["n_train"], found["n_test"]) == ("photos", 24, 12)
     assert (out / "figures" / "confusion.png").exists()
@@ -335,6 +354,13 @@ def test_a_model_that_was_changed_on_the_disk_is_refused(copied, how):
     file.write_bytes(content)
     with pytest.raises(eva_utils.InputError, match=r"model\.pt' cannot be read as a model"):
         eva_utils.load_model(copied)
+
+
+def test_a_model_of_another_network_is_named(tmp_path):
+    write_tensors(tmp_path / "model.pt", torch.nn.Linear(2, 2).state_dict())
+    with pytest.raises(eva_utils.InputError, match="of another network than ResNet9"):
+        eva_utils.load_model(tmp_path)
+    assert torch.load(tmp_path / "model.pt").keys() == {"weight", "bias"}  # what the message advises
 
 
 @pytest.mark.parametrize("command", ["explain", "train"])

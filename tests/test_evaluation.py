@@ -161,6 +161,11 @@ def test_the_modes_come_back_after_an_exception(call, wrapper, model, tiny, monk
     assert not torch.is_autocast_enabled("cpu")
 
 
+def test_a_tensor_in_place_of_images_is_refused(model):
+    with pytest.raises(InputError, match="images is 'Tensor'; it has to be Images"):
+        predict(model, torch.zeros(2, 3, 32, 32))
+
+
 @pytest.mark.parametrize("call", [predict, evaluate])
 def test_no_images_are_refused(call, model, tiny):
     with pytest.raises(InputError, match="no images"):

@@ -75,7 +75,7 @@ ARRAYS = np.zeros((4, 5, 6, 3), np.uint8), np.array([0, 1, 2, 1], np.int32)
 def test_own_arrays_become_images():
     pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 6, 3), dtype=np.uint8)
     train, test = from_arrays((pixels, [0, 1, 2, 1]), ARRAYS, "abc", "own")
-    assert (repr(train), len(test)) == ("Images(own: 4 images of 5 x 6, 3 classes)", 4)
+    assert (repr(train), len(test)) == ("Images(own: 4 images of 6 x 5, 3 classes)", 4)
     assert torch.equal(train.pixels, torch.from_numpy(pixels)) and train.labels.tolist() == [0, 1, 2, 1]
     np.testing.assert_allclose(test.mean, (pixels / 255).mean((0, 1, 2)), atol=1e-6)
     assert test.labels.dtype == torch.int64 and test.classes == ("a", "b", "c")
@@ -236,16 +236,20 @@ def test_names_with_spaces_and_other_alphabets(tmp_path):
     assert train.name == "mes données"
 
 
-def test_other_files_and_hidden_folders_are_passed_over(folder):
+def test_other_files_and_hidden_folders_are_passed_over(folder, capsys):
     for name in ("Thumbs.db", "notes.txt", "image.png.bak", "no_suffix"):
         (folder / "train" / "ant" / name).write_bytes(b"not an image")
     (folder / "train" / "README.md").write_text("not a class")
     (folder / "train" / "ant" / "folder.png").mkdir()
     (folder / "train" / ".ipynb_checkpoints").mkdir()
+    (folder / "train" / "ant" / ".DS_Store").write_bytes(b"of no interest")
     (folder / "validation" / "wasp").mkdir(parents=True)
     train, _ = image_folder(folder)
     assert train.classes == ("ant", "bee")
     assert len(train) == 4
+    first = str(folder / "train" / "ant" / "Thumbs.db")
+    said = f"{str(folder / 'train')!r}: 5 passed over as no image files, such as {first!r}\n"
+    assert capsys.readouterr().out == said
 
 
 def test_links_in_circles_are_passed_over(folder):

@@ -185,6 +185,22 @@ def test_figures_full_of_noise_are_small_as_well(tmp_path, side):
             picture.verify()
 
 
+def test_a_photographs_colours_are_rounded_before_256_are_chosen(tmp_path, monkeypatch):
+    chosen_from, quantize = [], Image.Image.quantize
+
+    def watched(picture, *args, **options):
+        chosen_from.append(len(picture.getcolors(2**24)))
+        return quantize(picture, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "quantize", watched)
+    plots.save(plots.misclassified(cams(25, 96, 96).mistakes), tmp_path / "figure.png")
+    assert len(chosen_from) > 4  # a smaller picture was tried as well
+    assert all(2**12 < colours <= 2**18 for colours in chosen_from)
+    chosen_from.clear()
+    plots.save(plots.schedule(ONE_CYCLE), tmp_path / "figure.png")
+    assert len(chosen_from) == 1 and chosen_from[0] < 2**12
+
+
 @pytest.mark.parametrize("place", ["file/figure.png", "folder.png"])
 def test_save_says_where_it_cannot_write(tmp_path, place):
     (tmp_path / "file").write_text("in the way")
@@ -239,6 +255,11 @@ def test_schedule():
     assert ax.lines[1].get_xydata().tolist() == [[0, 0.02], [2, 0.4], [6, 0.02]]
     for word in ("LR_MIN = 0.02", "LR_MAX = 0.4 at epoch 2", "LR_MIN at epoch 6", "learning rate"):
         assert word in texts(ax)
+
+
+def test_a_schedule_without_an_end_is_refused():
+    with pytest.raises(InputError, match=r"policy is Triangular.*it has to be one with an end"):
+        plots.schedule(Triangular(0.01, 0.1, 4))
 
 
 def test_a_schedule_without_a_peak_has_its_curve_alone():
@@ -435,8 +456,11 @@ def test_compare():
         assert end.get_ydata()[0] == short[-1][key] and end.get_label() == "where a ended"
         low, high = ax.get_ylim()
         assert low < short[-1][key] < high
-    with pytest.raises(InputError, match="runs is "):
-        plots.compare({})
+    (ax, _) = plots.compare({"a": [short[:3]]}).axes
+    assert all(tick.is_integer() for tick in ax.get_xticks())
+    for wrong in ({}, {"a": []}, {"a": short}):
+        with pytest.raises(InputError, match=r"runs is .*it has to be a dict of lists of histories"):
+            plots.compare(wrong)
 
 
 # Pictures

@@ -76,7 +76,8 @@ def policies(named: dict, epochs: float) -> Figure:
 
 @styled
 def schedule(policy, *, ax=None) -> Figure:
-    """A policy over its epochs; of a one-cycle policy both rates and the peak are marked."""
+    """A policy with an end over its epochs; of a one-cycle policy both rates and the peak are marked."""
+    check("policy", policy, hasattr(policy, "epochs"), "one with an end, its epochs; plots.policies draws the others")
     ax = axes(ax)
     epoch = np.linspace(0, policy.epochs, 2001)
     rate = policy(epoch)

@@ -123,7 +123,8 @@ def compare(runs: dict) -> Figure:
     ``histories`` is a list of ``Run.history``; longer ones than the shortest of all are dashed. The first run's end is
     marked across the figure, and what lies far below all ends is cut off.
     """
-    check("runs", runs, any(map(len, runs.values())), "a dict with a list of histories or more")
+    right = any(map(len, runs.values())) and all(isinstance(rows, list) for some in runs.values() for rows in some)
+    check("runs", list(runs), right, "a dict of lists of histories, as {'one-cycle': [run.history]}")
     named = [(name, rows, color) for (name, some), color in zip(runs.items(), itertools.cycle(COLORS)) for rows in some]
     shortest = min(len(rows) for _, rows, _ in named)
     figure = Picture(9, 5)
@@ -143,6 +144,7 @@ def compare(runs: dict) -> Figure:
             top - 45, min(min(values[shortest // 4 :]) for values in curves)
         )  # the first epochs are not the point
         ax.set(xlabel="epoch", title=title, ylim=(low, top + 0.05 * (top - low)))
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=9)
     panels[0].set(ylabel="test accuracy (%)")
     return figure
