@@ -111,7 +111,7 @@ def gradcam(model: nn.Module, mistakes: Mistakes, layers: str | tuple[str, ...] 
     for layer in layers:
         if layer not in modules:
             part = layer
-            while part not in modules:  # the model itself is ""
+            while part and not (part in modules and list(modules[part].children())):  # the model itself is ""
                 part = part.rpartition(".")[0]
             known = ", ".join(f"{part}.{name}".lstrip(".") for name, _ in modules[part].named_children())
             raise InputError(f"layer {layer!r} is not in the model; layers= takes names such as {known}")

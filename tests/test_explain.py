@@ -255,8 +255,9 @@ def test_one_layer_may_be_named_alone(model, wrong):
 def test_unknown_layer_is_named_with_those_that_are_there(model, wrong):
     with pytest.raises(InputError, match=r"layer9.*prep, layer1, layer2, layer3, head"):
         gradcam(model, wrong, layers=("layer1", "layer9"))
-    with pytest.raises(InputError, match=r"'layer1.down.convolution' .* such as layer1.down.conv, layer1.down.pool, "):
-        gradcam(model, wrong, layers="layer1.down.convolution")
+    for layer in ("layer1.down.convolution", "layer1.down.conv.2"):
+        with pytest.raises(InputError, match=rf"'{layer}' .* such as layer1.down.conv, layer1.down.pool, "):
+            gradcam(model, wrong, layers=layer)
 
 
 def test_nothing_to_explain(model, wrong):
