@@ -19,7 +19,7 @@ from .errors import InputError, RunError
 
 EPILOG = """\
 examples:
-  eva-utils train --data digits --no-flip --width 8 --batch-size 64 --epochs 6 --out runs/demo
+  eva-utils train --data digits --no-flip --width 8 --batch-size 64 --epochs 4 --out runs/demo
                                                       no download, half a minute on a laptop
   eva-utils train --data cifar10 --out runs/cifar10   the whole job: minutes on a GPU, an hour or more on a CPU
   eva-utils train --data photos  --out runs/photos    your own images: photos/train/<class>/, photos/test/<class>/
