@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .conv import Conv3x3
-from .errors import check
+from .errors import InputError, check
 from .evaluation import eval_mode
 
 
@@ -92,7 +92,7 @@ def summary(model: nn.Module, size: int = 32) -> str:
     """A table of the layers, as text: name, output shape, parameters, multiply-adds for one 3 x size x size image.
 
     Multiply-adds are those of convolutions and matrix products, counted by ``torch.utils.flop_counter``
-    (which counts two operations for each).
+    (which counts two operations for each). Raises ``InputError`` if the model cannot take images of that size.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -121,6 +121,11 @@ def summary(model: nn.Module, size: int = 32) -> str:
             hooks += [module.register_forward_pre_hook(start), module.register_forward_hook(end)]
         with eval_mode(model), torch.no_grad(), counter:
             model(next(model.parameters()).new_zeros(1, 3, size, size))
+    except RuntimeError as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(
+            f"the model cannot take an image of {size} x {size} pixels ({reason}); give size= for others"
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()

@@ -185,7 +185,7 @@ def test_summary_leaves_the_model_as_it_was():
 def test_summary_leaves_the_model_as_it_was_when_it_fails():
     model = small().train()
     modes, hooks, _ = state(model)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(InputError, match=r"4 x 4 pixels .*; give size= for others"):
         summary(model, size=4)  # too small for three poolings
     assert state(model)[:2] == (modes, hooks)
 
