@@ -3,7 +3,7 @@
     python benchmarks/lr_finder.py --data data/cifar10-jpeg     # some hours on two cores; goes on where it stopped
     python benchmarks/lr_tables.py                              # what came out, at any time
 
-For each setting and seed, short one-cycle runs with every LR_MAX of a grid (LR_MIN a twentieth of it), with the pair
+For each setting and seed, short one-cycle runs with the LR_MAX of a grid (LR_MIN a twentieth of it), with the pair
 that ``find_lr`` reads off its range test, and with what other rules found beyond the grid; accuracy on images held out
 of the *training* set. The rule was chosen on other settings than those it is judged on. Writes
 assets/benchmarks/lr_finder.json, a row a run.

@@ -1,6 +1,6 @@
 """How fast, and how near to what the device can do.
 
-    python benchmarks/throughput.py            # about half an hour on two cores, one or two on a GPU
+    python benchmarks/throughput.py            # about half an hour on two cores
 
 Four questions, each variant in a process of its own, the variants taking turns, medians over the rounds:
 data alone, the training step, a whole epoch, and the share of the rate of a large matrix product in the same number
@@ -246,7 +246,7 @@ def child(name: str, images: int, steps: int) -> dict:
 
 
 def summarise(samples: dict[str, list[dict]]) -> dict:
-    """Medians, with smallest and largest, and the ratios that the README speaks of, taken round by round."""
+    """Medians, with smallest and largest, and ratios, which are taken round by round."""
     table = {}
     for name, rows in samples.items():
         table[name] = {}
