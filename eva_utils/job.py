@@ -18,7 +18,7 @@ from .explain import confusion, gradcam, misclassified
 from .images import Images, cifar10, digits, image_folder
 from .lr_finder import LRRange, find_lr
 from .model import ResNet9
-from .precision import choose_device, choose_precision
+from .precision import choose_device, choose_precision, precision_again
 from .records import load_model, read_csv, read_json, save_run
 from .schedule import ExpRange, OneCycle, Triangular, Triangular2
 from .train import fit
@@ -107,7 +107,8 @@ def _begin(out: Path, config: dict, fresh: bool) -> None:
 
 
 def _finish(out: Path, run, rates, reasons, train_images, test_images, augment) -> dict:
-    probabilities = predict(run.ema, test_images, precision=run.precision)
+    precision = precision_again(next(run.ema.parameters()).device, run.device, run.precision)
+    probabilities = predict(run.ema, test_images, precision=precision)
     draw(
         out / "figures", run.history, run.steps, run.schedule, rates, train_images, test_images, augment, run.ema,
         probabilities,
@@ -123,7 +124,8 @@ def explain(run) -> None:
     device = choose_device()
     model = load_model(run).to(device)
     try:
-        data, root, precision = config["data"], config["root"], results["precision"]
+        data, root = config["data"], config["root"]
+        precision = precision_again(device, results["device"], results["precision"])
         augment = Augment(config["padding"], config["flip"], config["cutout"])
         schedule = OneCycle(*(results[key] for key in ("epochs", "peak_epoch", "lr_min", "lr_max")))
     except KeyError as error:
@@ -133,10 +135,6 @@ def explain(run) -> None:
     train_images, test_images = load_data(data, root)
     if (k := len(test_images.classes)) != (found := model.head.linear.out_features):
         raise InputError(f"data {data!r} has {k} classes, but the model of {str(run)!r} has {found}")
-    try:
-        precision = choose_precision(device, precision)
-    except InputError:
-        precision = "auto"  # it ran in fp16 on a GPU, which no CPU has
     probabilities = predict(model, test_images, precision=precision)
     history, steps = (read_csv(run / name) for name in ("history.csv", "lr.csv"))
     draw(run / "figures", history, steps, schedule, rates, train_images, test_images, augment, model, probabilities)

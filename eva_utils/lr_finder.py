@@ -24,7 +24,7 @@ from .errors import InputError, check_recipe, differences
 from .evaluation import check_model, check_trainable
 from .images import Images, crc32
 from .lr_curve import SMOOTH, Curve, choose_rates
-from .precision import DTYPES, choose_device, choose_precision, forget_failed_step, keep_memory
+from .precision import DTYPES, choose_device, choose_precision, forget_failed_step, keep_memory, seeded
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +145,7 @@ def range_test(
     optimizer = torch.optim.SGD(
         network.parameters(), lr=lr_start, momentum=momentum, nesterov=momentum > 0, weight_decay=weight_decay
     )
-    criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+    cross_entropy = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tqdm.autonotebook's announcement, at import
         import torch_lr_finder.lr_finder as library
@@ -158,6 +158,9 @@ def range_test(
         def __next__(self):
             return next(self.batches)
 
+    def criterion(logits, y):
+        return cross_entropy(logits.float(), y)  # as in training; the library calls it within autocast
+
     finder = library.LRFinder(
         network, optimizer, criterion, device=device, amp_backend="torch",
         amp_config={"device_type": device.type, "dtype": DTYPES[precision], "enabled": precision != "fp32"},
@@ -168,16 +171,14 @@ def range_test(
         # The library's own bar would be a widget in a notebook, and widgets break GitHub's rendering.
         return tqdm(steps, desc="range test", unit="step", leave=False, mininterval=10, delay=10)
 
-    devices = [device] if device.type == "cuda" else []
     with (
         forget_failed_step(),
-        torch.random.fork_rng(devices),
+        seeded(device, seed_for(batches.seed, 0, 1)),  # for Dropout and the like
         torch.enable_grad(),
         warnings.catch_warnings(),
         mock.patch.object(library, "tqdm", bar),
         contextlib.redirect_stdout(io.StringIO()),
     ):
-        torch.manual_seed(seed_for(batches.seed, 0, 1))  # for Dropout and the like
         # Unsmoothed, because smoothing is ours (centred).
         warnings.simplefilter("ignore")  # torch's, of a first step that fp16 skips
         endless = (batch for epoch in range(steps) for batch in batches.epoch(epoch))

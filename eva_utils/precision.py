@@ -52,6 +52,14 @@ def choose_precision(device: torch.device, precision: str = "auto") -> str:
     return "bf16" if has_amx() or _cpu_has("_is_avx512_bf16_supported") else "fp32"
 
 
+def precision_again(device: torch.device, where: str, precision: str) -> str:
+    """The format to look at a finished run in, which was computed on ``where`` (as ``describe`` says it).
+
+    Its own, ``precision``, on the same device; "auto" on any other, which may not have that or only emulate it.
+    """
+    return precision if where == describe(device) else "auto"
+
+
 def has_amx() -> bool:
     """Whether this CPU has matrix units (Intel AMX)."""
     return _cpu_has("_is_amx_tile_supported")
@@ -117,6 +125,21 @@ def forget_failed_step() -> Iterator[None]:
     except (KeyboardInterrupt, torch.OutOfMemoryError) as error:
         traceback.clear_frames(error.__traceback__)
         raise
+
+
+@contextlib.contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """torch's random numbers on the CPU and on ``device`` start from ``seed``; the caller's go on as if nothing was.
+
+    Not ``torch.manual_seed``: it would reseed the other GPUs too, which ``fork_rng`` does not restore.
+    """
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(gpus):
+        torch.default_generator.manual_seed(seed)
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def environment() -> None:

@@ -15,6 +15,7 @@ from .evaluation import evaluate
 from .images import Images
 from .lr_finder import LRRange
 from .model import ResNet9
+from .precision import precision_again
 from .train import Run
 
 
@@ -70,7 +71,7 @@ def save_run(folder: str | Path, run: Run, test: Images, rates: LRRange | None =
 
 def _results(run: Run, rates: LRRange | None, reasons: dict, test_images: Images) -> dict:
     last, settings = run.history[-1], run.settings
-    precision = run.precision
+    precision = precision_again(next(run.model.parameters()).device, run.device, run.precision)
     finder = rates.seconds if rates else 0.0
     return {
         **{key: settings[key] for key in ("data", "n_train", "n_test", "seed", "batch_size", "ema")},
@@ -89,7 +90,7 @@ def _results(run: Run, rates: LRRange | None, reasons: dict, test_images: Images
         "seconds_lr_finder": finder,
         "images_per_second": run.images_per_second,
         "device": run.device,
-        "precision": precision,
+        "precision": run.precision,
         "torch": torch.__version__,
         "version": __version__,
     }

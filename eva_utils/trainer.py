@@ -16,7 +16,7 @@ from .batches import seed_for
 from .errors import InputError, check, differences
 from .evaluation import evaluate
 from .images import Images
-from .precision import autocast, describe, forget_failed_step
+from .precision import autocast, describe, forget_failed_step, seeded
 
 EMA_EVERY = 5  # steps between two updates of the average: as good as every step, at a fifth of the cost
 
@@ -105,8 +105,7 @@ class Trainer:
         n, sizes, processes = len(self.batches.images), self.batches.sizes, distributed.world_size()
         bar = progress.bar(n, f"epoch {epoch + 1}/{self.epochs}")
         # Dropout and the like in a user's network: a function of (seed, epoch) too, and the caller's RNG stays put.
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), bar:
-            torch.manual_seed(seed_for(self.settings["seed"], epoch, 1 + distributed.rank()))
+        with seeded(self.device, seed_for(self.settings["seed"], epoch, 1 + distributed.rank())), bar:
             for size, (x, y) in zip(sizes, self.batches.epoch(epoch), strict=True):
                 with autocast(self.device, self.precision):
                     logits = self.network(x)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import eva_utils
-from eva_utils import Augment, InputError, OneCycle, ResNet9, cli, job
+from eva_utils import Augment, InputError, OneCycle, ResNet9, checkpoint, cli, job
 from eva_utils.checkpoint import write_tensors
 
 TRAIN = [
@@ -321,8 +321,18 @@ def test_explain_draws_the_same_figures_again(finished, copied):
 def test_explain_needs_no_gpu_for_a_run_from_one(monkeypatch, copied):
     monkeypatch.setattr(job, "draw", lambda *args: None)
     values = json.loads((copied / "results.json").read_text())
-    (copied / "results.json").write_text(json.dumps(values | {"precision": "fp16"}))
+    (copied / "results.json").write_text(json.dumps(values | {"precision": "fp16", "device": "Tesla T4"}))
     assert run("explain", copied)[0] == 0
+
+
+def test_a_run_finished_on_a_gpu_is_completed_without_one(monkeypatch, copied):
+    monkeypatch.setattr(job, "draw", lambda *args: None)
+    (copied / "results.json").unlink()
+    state = checkpoint.load(copied / "checkpoint.pt")
+    checkpoint.save(copied / "checkpoint.pt", state | {"where": {"device": "Tesla T4", "precision": "fp16"}})
+    status, out, _ = run("train", "--config", copied / "config.json", "--out", copied)
+    assert status == 0 and "finished, nothing to compute" in out
+    assert json.loads((copied / "results.json").read_text())["precision"] == "fp16"
 
 
 @pytest.mark.parametrize("name", ["config.json", "results.json", "model.pt", "history.csv", "lr.csv"])

@@ -268,6 +268,18 @@ def test_the_same_seed_gives_the_same_curve_whatever_surrounds_the_call(images, 
     assert again.curve.loss.tolist() == found.curve.loss.tolist()
 
 
+def test_the_loss_is_not_rounded_to_the_networks_format(monkeypatch, images, model):
+    forward, formats = torch.nn.CrossEntropyLoss.forward, set()
+
+    def note(self, logits, y):
+        formats.add(logits.dtype)
+        return forward(self, logits, y)
+
+    monkeypatch.setattr(torch.nn.CrossEntropyLoss, "forward", note)
+    find_lr(model, images, **OPTIONS | {"precision": "bf16"})
+    assert formats == {torch.float32}
+
+
 def test_another_seed_gives_another_curve(images, model, found):
     assert find_lr(model, images, seed=1, **OPTIONS).curve.loss[0] != found.curve.loss[0]
 

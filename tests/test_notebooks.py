@@ -127,7 +127,7 @@ def test_in_a_fresh_colab(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("PYTHONPATH", raising=False)
     content = tmp_path / "content"
-    content.mkdir()
+    (content / "eva_utils" / "eva_utils").mkdir(parents=True)  # a clone that nobody installed: python can import it
 
     # Without a GPU it is quick by itself.
     printed = run_all("SuperConvergence", content, "colab", source, USE_DRIVE=True, RUN="q", ASSETS="figures")

@@ -28,10 +28,12 @@ from eva_utils import (
     evaluate,
     find_lr,
     fit,
+    save_run,
 )
 from eva_utils import train as train_module
 from eva_utils import trainer as trainer_module
 from eva_utils.batches import loader
+from eva_utils.lr_finder import range_test
 from eva_utils.precision import DTYPES
 from eva_utils.trainer import EMA_EVERY, Trainer
 
@@ -293,6 +295,14 @@ def test_a_finished_run_says_where_it_was_computed(cnn, train, tmp_path):
     assert again.device.startswith("CPU: ")
 
 
+def test_a_run_finished_in_fp16_on_a_gpu_is_saved_without_one(tiny, train, tmp_path):
+    train(checkpoint=tmp_path)
+    state = checkpoint.load(tmp_path / "checkpoint.pt")
+    checkpoint.save(tmp_path / "checkpoint.pt", state | {"where": {"device": "Tesla T4", "precision": "fp16"}})
+    results = save_run(tmp_path, train(checkpoint=tmp_path), tiny[1])
+    assert (results["device"], results["precision"]) == ("Tesla T4", "fp16")
+
+
 def test_a_run_of_fewer_steps_than_the_average_waits_for(tiny, cnn, train):
     run = train(schedule=OneCycle(1, 0.5, 0.01, 0.1), batch_size=16)
     assert len(run.steps) == 2 < EMA_EVERY
@@ -305,6 +315,18 @@ def test_weights_that_are_not_finite_are_refused(cnn, train):
     model[0].weight.data[0] = math.nan
     with pytest.raises(InputError, match="not finite"):
         train(model)
+
+
+def test_the_generators_of_gpus_that_do_nothing_here_are_left_alone(tiny, cnn, train, monkeypatch):
+    reseeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", reseeded.append)
+    torch.manual_seed(0)
+    assert reseeded == [0]  # as torch's own way to seed does it
+    model = cnn()
+    reseeded.clear()
+    train(model)
+    range_test(cnn(), loader(tiny[0], batch_size=BATCH), lr_start=0.01, lr_end=0.1, steps=5, precision="fp32")
+    assert reseeded == [0]  # cnn's
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError])
