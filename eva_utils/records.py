@@ -63,8 +63,9 @@ def save_run(folder: str | Path, run: Run, test: Images, rates: LRRange | None =
     ):
         if mirrored or not key.endswith("tta"):
             print(f"  {results[key]:6.2f}  {words}")
-    minutes = [results[key] / 60 for key in ("seconds_train", "seconds_total")]
-    print(f"{minutes[0]:.1f} minutes of training, {minutes[1]:.1f} with the range test and an evaluation each epoch")
+    unit, size = ("minutes", 60) if results["seconds_total"] > 100 else ("seconds", 1)
+    training, total = (results[key] / size for key in ("seconds_train", "seconds_total"))
+    print(f"{training:.1f} {unit} of training, {total:.1f} with the range test and an evaluation each epoch")
     print(f"Numbers and weights are in {folder}")
     return results
 

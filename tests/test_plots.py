@@ -393,6 +393,12 @@ def test_applied():
     assert f"{max(used):.4g} at epoch 2" in texts(top)
 
 
+def test_applied_rounds_the_epoch_of_the_peak():
+    policy = OneCycle(1, 3 / 7, 0.01, 0.1)
+    rows = [{"applied": policy(i / 7), "skipped": 0} for i in range(7)]
+    assert "at epoch 0.43" in texts(plots.applied(rows, policy).axes[0])
+
+
 def follow(skipped: list[int]) -> list[dict]:
     """The rows of a trainer that does what ONE_CYCLE says, where these steps were skipped."""
     rows, taken = [], 0

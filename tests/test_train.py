@@ -303,6 +303,16 @@ def test_a_run_finished_in_fp16_on_a_gpu_is_saved_without_one(tiny, train, tmp_p
     assert (results["device"], results["precision"]) == ("Tesla T4", "fp16")
 
 
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [((2.04, 8.4), "2.0 seconds of training, 8.4 with"), ((6354.0, 7396.7), "105.9 minutes of training, 123.3 with")],
+)
+def test_how_long_a_run_took_is_said_in_a_unit_that_fits(seconds, words, tiny, train, tmp_path, capsys):
+    spent = dict(zip(("seconds_train", "seconds_total"), seconds, strict=True))
+    save_run(tmp_path, dataclasses.replace(train(), **spent), tiny[1])
+    assert words in capsys.readouterr().out
+
+
 def test_a_run_of_fewer_steps_than_the_average_waits_for(tiny, cnn, train):
     run = train(schedule=OneCycle(1, 0.5, 0.01, 0.1), batch_size=16)
     assert len(run.steps) == 2 < EMA_EVERY

@@ -73,7 +73,7 @@ def applied(steps: list[dict], policy) -> Figure:
     marker = "o" if len(steps) == 1 else None  # a line needs two
     top.plot(epoch, used, color=BLUE, lw=1.5, marker=marker, label="applied by the optimizer")
     peak = int(used.argmax())
-    mark(top, f"{used[peak]:.4g} at epoch {epoch[peak]:g}", epoch[peak], used[peak], policy.epochs)
+    mark(top, f"{used[peak]:.4g} at epoch {round(epoch[peak], 2):g}", epoch[peak], used[peak], policy.epochs)
     top.set(ylabel="learning rate", title="Planned and applied learning rate", ylim=(0, None), xlim=(0, None))
     top.legend(loc="upper left" if epoch[peak] > policy.epochs / 2 else "upper right")
     gap = used - planned
