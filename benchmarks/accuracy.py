@@ -13,6 +13,7 @@ training images, which are then not trained on: for decisions, since test images
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,15 +22,18 @@ from statistics import mean, stdev
 from unittest import mock
 
 import torch
+from torch.optim.swa_utils import update_bn
 
 import eva_utils as eva
 from common import ASSETS, NAMES, Rows, machine, markdown, where
+from eva_utils.batches import loader
 from eva_utils.cli import _parsers
 from eva_utils.errors import differences
 from eva_utils.job import HERE_ONLY
 from eva_utils.lr_curve import choose_rates
 from eva_utils.lr_finder import LRRange
 from eva_utils.model import Residual
+from eva_utils.precision import autocast, choose_device, choose_precision
 from eva_utils.records import read_csv, read_json
 from eva_utils.trainer import Trainer
 
@@ -82,6 +86,15 @@ class SkipTwice(Residual):
         x = self.down(x)
         first, second = self.residual
         return x + second.relu(x + second.bn(second.conv(first(x))))
+
+
+def pool_last(model: eva.ResNet9) -> eva.ResNet9:
+    """Conv - BatchNorm - ReLU - MaxPool wherever there is a pool, as in cifar10-fast's network."""
+    for block in (model.layer1.down, model.layer2, model.layer3.down):
+        pool = block.pool
+        del block.pool
+        block.pool = pool  # a Sequential runs its layers in the order in which they were set
+    return model
 
 
 class CyclicMomentum(Trainer):
@@ -177,18 +190,13 @@ def solution_a(job: Job):
     return model, schedule, {"augment": augment, "batch_size": BATCH, **options}
 
 
-def cifar10_fast(job: Job):
+def cifar10_fast(job: Job, change: Callable = lambda model: model):
     """D. Page's cifar10-fast: 0 -> 0.4 -> 0, Nesterov 0.9, weight decay 5e-4, logits x 0.125, reflect padding.
 
     (github.com/davidcpage/cifar10-fast; Cutout of 8 x 8 as there. Its rates are per batch of 512 as ours.)
     """
-    schedule = Triangle(job.epochs, job.peak, 0.4)
-    augment = eva.Augment(alternate=False)
-    return (
-        job.network(),
-        schedule,
-        {"augment": augment, "batch_size": BATCH, "weight_decay": 5e-4, "label_smoothing": 0.0},
-    )
+    options = {"augment": eva.Augment(alternate=False), "weight_decay": 5e-4, "label_smoothing": 0.0}
+    return change(job.network()), Triangle(job.epochs, job.peak, 0.4), {"batch_size": BATCH, **options}
 
 
 def variant(**changes) -> Callable:
@@ -205,6 +213,7 @@ ABLATIONS = {
     "ours, half the weight decay": variant(weight_decay=5e-4),
     "ours, with annihilation": variant(end=1e-5),
     "ours, albumentations engine": variant(engine="albumentations"),
+    "cifar10-fast, BatchNorm before pooling": lambda job: cifar10_fast(job, pool_last),
 }
 GROUPS = {"recipes": list(RECIPES), "ablations": list(ABLATIONS)}
 
@@ -217,8 +226,24 @@ def split(data: str, held_out: bool) -> tuple[eva.Images, eva.Images]:
     return train, test
 
 
+def own_statistics(model: torch.nn.Module, job: Job, options: dict) -> torch.nn.Module:
+    """A copy whose BatchNorm statistics are those of these very weights, over an epoch of training images.
+
+    Those of a training are a mean over its last steps, and each step had other weights.
+    """
+    model, device = copy.deepcopy(model), choose_device()
+    engine = {key: options[key] for key in ("augment", "batch_size", "engine") if key in options}
+    batches = loader(job.train, seed=job.seed, device=device, **engine)
+    with autocast(device, choose_precision(device)):
+        update_bn(batches.epoch(0), model)
+    return model
+
+
 def run(recipe: Callable, job: Job, test: eva.Images) -> dict:
-    """Train, and the accuracies (%) after the last epoch: with the last weights, with their average, and with TTA."""
+    """Train, and the accuracies (%) after the last epoch: with the last weights, with their average, and with TTA.
+
+    raw_own, ema_own: with BatchNorm statistics of their own.
+    """
     model, schedule, options = recipe(job)
     with mock.patch("eva_utils.train.Trainer", options.pop("trainer", Trainer)):
         result = eva.fit(model, job.train, test, schedule, **{"seed": job.seed, "checkpoint": job.folder} | options)
@@ -228,6 +253,8 @@ def run(recipe: Callable, job: Job, test: eva.Images) -> dict:
         "raw_tta": eva.evaluate(result.model, test, tta=True).accuracy,
         "ema": last["test_accuracy_ema"],
         "ema_tta": eva.evaluate(result.ema, test, tta=True).accuracy,
+        "raw_own": eva.evaluate(own_statistics(result.model, job, options), test).accuracy,
+        "ema_own": eva.evaluate(own_statistics(result.ema, job, options), test).accuracy,
         "train": last["train_accuracy"],
         "lr_first": result.steps[0]["applied"],
         "lr_max": max(step["applied"] for step in result.steps),
@@ -302,6 +329,23 @@ def ablation(rows: list[dict]) -> str:
     return "\n".join(parts)
 
 
+def statistics(rows: list[dict]) -> str:
+    """Accuracy with BatchNorm statistics of the weights' own, what that gains and its standard error, in Markdown."""
+    head = ["recipe", "raw, own statistics", "gain", "EMA, own statistics", "gain", "n"]
+    parts = []
+    for title, groups in sizes([row for row in rows if "raw_own" in row]).items():
+        lines = []
+        for name, group in groups.items():
+            cells = [name]
+            for key in ("raw", "ema"):
+                gains = [row[f"{key}_own"] - row[key] for row in group]
+                error = f" ± {stdev(gains) / len(gains) ** 0.5:.2f}" if len(gains) > 1 else ""
+                cells += [spread([row[f"{key}_own"] for row in group]), f"{mean(gains):.2f}{error}"]
+            lines.append([*cells, str(len(group))])
+        parts.append(f"{title}\n\n{markdown(head, lines)}")
+    return "\n".join(parts)
+
+
 def sizes(rows: list[dict]) -> dict[str, dict[str, list[dict]]]:
     """Size in words -> recipe -> its runs, one a seed; large networks, long trainings and our recipe first."""
     names = list(RECIPES | ABLATIONS)
@@ -357,7 +401,7 @@ def main() -> None:
                     print(f"\n{key}", flush=True)
                     job = Job(train, args.epochs, args.width, seed, folder)
                     rows.add({**key, **run((RECIPES | ABLATIONS)[name], job, test)})
-    for tested_on, functions in {"test": [table], "held out": [table, ablation]}.items():
+    for tested_on, functions in {"test": [table, statistics], "held out": [table, ablation, statistics]}.items():
         if chosen := [row for row in rows.rows if row["tested_on"] == tested_on]:
             print(f"\ntested on: {tested_on}", *(function(chosen) for function in functions), sep="\n\n")
 

@@ -128,6 +128,36 @@ def test_the_skip_added_twice():
     assert torch.allclose(block(x), inner + (inner + second.bn(second.conv(first(inner)))).clamp(min=0))
 
 
+def test_pooling_after_relu():
+    model = eva.ResNet9(width=4).eval()
+    x = torch.randn(2, 4, 8, 8)
+    down = model.layer1.down
+    expected = torch.nn.functional.max_pool2d(down.bn(down.conv(x)).clamp(min=0), 2)
+    changed = accuracy.pool_last(model)
+    assert torch.allclose(changed.layer1.down(x), expected)
+    for block in (changed.layer2, changed.layer3.down):
+        assert [name for name, _ in block.named_children()] == ["conv", "bn", "relu", "pool"]
+    assert changed(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_statistics_of_the_weights_own(solution_a):
+    """They are the mean over an epoch's batches of what the first convolution gives, and the model keeps its own."""
+    _, train = solution_a
+    options = {"augment": eva.Augment(), "batch_size": 200}
+    model = eva.ResNet9(width=4).to(memory_format=torch.channels_last).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    own = accuracy.own_statistics(model, accuracy.Job(train, 2, 4, 3, None), options)
+    batches = [x for x, _ in eva.batches.loader(train, options["augment"], 200, seed=3).epoch(0)]
+    assert len(batches) == 2 and not own.training
+    with torch.no_grad():
+        outputs = [model.prep.conv(x).transpose(0, 1).flatten(1) for x in batches]
+    mean, variance = (torch.stack([f(y, 1) for y in outputs]).mean(0) for f in (torch.mean, torch.var))
+    assert torch.allclose(own.prep.bn.running_mean, mean, atol=0.01)  # the model's may be in bf16
+    assert torch.allclose(own.prep.bn.running_var, variance, rtol=0.02)
+    assert not torch.allclose(before["prep.bn.running_var"], variance, rtol=0.02)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_cyclic_momentum_is_applied(tiny, cnn):
     train, _ = tiny
     settings = {"seed": 0, "momentum": 0.95, "weight_decay": 0.0, "label_smoothing": 0.0, "ema": 0.1}
@@ -153,12 +183,14 @@ def test_recipes_run_and_are_not_run_again(photos, tmp_path):
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [row["recipe"] for row in rows] == names
     assert [row["lr_first"] for row in rows] == pytest.approx([0.004, 0])
-    assert all(0 <= row[key] <= 100 for row in rows for key in ("raw", "raw_tta", "ema", "ema_tta", "train"))
+    accuracies = "raw", "raw_tta", "raw_own", "ema", "ema_tta", "ema_own", "train"
+    assert all(0 <= row[key] <= 100 for row in rows for key in accuracies)
     assert "going on" not in first
     again = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert "images/s" not in again
     assert "Width 4, 2 epochs, 600 training images of photos; " in again
     assert f"| solution-a | {rows[0]['lr_max']:.2g} | {rows[0]['raw']:.2f} | " in again
+    assert f"| solution-a | {rows[0]['raw_own']:.2f} | " in again
 
 
 def test_a_run_of_the_command_is_one_of_ours(photos, tmp_path, monkeypatch):
@@ -172,7 +204,8 @@ def test_a_run_of_the_command_is_one_of_ours(photos, tmp_path, monkeypatch):
     (adopted,) = json.loads(rows.read_text())
     images, test = eva.image_folder(photos)
     trained = accuracy.run(accuracy.ours, accuracy.Job(images, 2, 4, 0, tmp_path / "again"), test)
-    measured = [key for key in trained if not key.startswith("seconds") and key not in ("python", "date")]
+    only_here = "python", "date", "raw_own", "ema_own"
+    measured = [key for key in trained if not key.startswith("seconds") and key not in only_here]
     assert {"raw", "ema_tta", "lr_max"} < set(measured)
     assert [adopted[key] for key in measured] == [trained[key] for key in measured]
     assert cli.main([*train, "--weight-decay", "0", "--out", str(tmp_path / "other")]) == 0
@@ -348,6 +381,17 @@ def test_an_ingredients_worth_is_a_difference_with_its_error():
     assert second.startswith("Width 16, ")
     # sqrt(1/3 + 1/3)
     assert last == "| ours, plain logits | 79.00 ± 1.00 | 80.00 ± 1.00 | 2.00 ± 0.82 | 2.00 ± 0.82 | 3 |"
+
+
+def test_what_statistics_of_their_own_gain():
+    row = {"width": 16, "epochs": 12, "data": "cifar10", "images": 45_000, "seconds": 90, "recipe": "ours"}
+    row |= {"device": "CPU: slow", "precision": "fp32", "torch": "9"}
+    rows = [{**row, "raw": 80, "ema": 82, "raw_own": 80 + gain, "ema_own": 83} for gain in (1, 2, 3)]
+    unmeasured = {**row, "raw": 10, "ema": 10}
+    alone = {**rows[0], "recipe": "cifar10-fast"}
+    *_, ours, other = accuracy.statistics([*rows, unmeasured, alone]).splitlines()
+    assert ours == "| ours | 82.00 ± 1.00 | 2.00 ± 0.58 | 83.00 ± 0.00 | 1.00 ± 0.00 | 3 |"
+    assert other == "| cifar10-fast | 81.00 | 1.00 | 83.00 | 1.00 | 1 |"
 
 
 def test_throughputs_ratios():

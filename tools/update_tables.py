@@ -161,6 +161,11 @@ def ablation() -> str:
     return accuracy.ablation(rows) if (rows := rows_of("accuracy.json", "held out")) else NOTHING
 
 
+def own_statistics() -> str:
+    rows = [row for tested_on in ("test", "held out") for row in rows_of("accuracy.json", tested_on)]
+    return accuracy.statistics(rows) or NOTHING
+
+
 def superconvergence() -> str:
     file = BENCHMARKS / "superconvergence.json"
     return policies.table(read(file)) if file.is_file() else NOTHING
@@ -182,7 +187,10 @@ def lr_min() -> str:
     return lr_tables.lr_min(Rows(BENCHMARKS / "lr_finder.json"))
 
 
-FUNCTIONS = results, scaling, speed, faster, scale, recipes, ablation, superconvergence, rules, rules_ema, lr_min
+FUNCTIONS = (
+    results, scaling, speed, faster, scale, recipes, ablation, own_statistics,
+    superconvergence, rules, rules_ema, lr_min,
+)  # fmt: skip
 TABLES = {function.__name__: function for function in FUNCTIONS}
 MARKERS = re.compile(r"(<!-- (\w+): written by.*?-->\n)(.*?)(<!-- end of \2 -->)", re.DOTALL)
 
