@@ -232,8 +232,8 @@ def own_statistics(model: torch.nn.Module, job: Job, options: dict) -> torch.nn.
     Those of a training are a mean over its last steps, and each step had other weights.
     """
     model, device = copy.deepcopy(model), choose_device()
-    engine = {key: options[key] for key in ("augment", "batch_size", "engine") if key in options}
-    batches = loader(job.train, seed=job.seed, device=device, **engine)
+    like_training = {key: options[key] for key in ("augment", "batch_size", "engine") if key in options}
+    batches = loader(job.train, seed=job.seed, device=device, **like_training)
     with autocast(device, choose_precision(device)):
         update_bn(batches.epoch(0), model)
     return model
