@@ -10,9 +10,12 @@ of every batch, image for image what a single process would see.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import random
+import signal
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -205,7 +208,9 @@ class WorkerLoader(_Loader):
     @staticmethod
     def _alive(batches) -> Iterator:
         try:
-            yield from batches
+            with _interrupted_later():
+                started = iter(batches)
+            yield from started
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
@@ -246,6 +251,26 @@ def _one_thread(worker: int) -> None:
     import cv2
 
     cv2.setNumThreads(0)  # the workers are the parallelism; threads within each would only get in their way
+
+
+@contextlib.contextmanager
+def _interrupted_later() -> Iterator[None]:
+    """A Ctrl-C in this block counts after it, and not at all for processes started by it, which their parent stops.
+
+    Python drops what is raised within ``os.fork``, and a worker interrupted before it is ready prints a traceback.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is None:  # None: not set from Python
+        yield
+        return
+    came = []
+    signal.signal(signal.SIGINT, lambda *received: came.append(received))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def plain_batches(images: Images, batch_size: int, device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -220,28 +220,32 @@ def test_a_stop_from_outside_tells_how_to_go_on(sent, status, workers, photos, t
     assert sorted(os.listdir(tmp_path)) == [".lock", "checkpoint.pt", "config.json"]
 
 
-def test_a_stop_that_python_drops_is_asked_for_again(photos, tmp_path):
-    """Python ignores what a callback of os.fork raises, and a DataLoader forks its workers every epoch."""
-    script = """
-import os, signal, sys
+FORKS = """
+import itertools, os, signal, sys
 from eva_utils import cli
 
-forks = iter(range(1000))
+forks = itertools.count()
 
 def before():
     if next(forks) == 4:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.{sent})
 
 os.register_at_fork(before=before)
 sys.exit(cli.main(sys.argv[1:]))
 """
+
+
+@pytest.mark.parametrize(("sent", "status", "dropped"), [("SIGINT", 130, False), ("SIGTERM", 143, True)])
+def test_a_stop_while_workers_are_forked(sent, status, dropped, photos, tmp_path):
+    """Python ignores what a callback of os.fork raises: Ctrl-C waits for its end, and SIGTERM is asked for again."""
     rest = ["--epochs", "9999", "--lr-min", "0.01", "--lr-max", "0.02", "--engine", "albumentations", "--workers", "2"]
     ended = subprocess.run(
-        [sys.executable, "-c", script, *command(photos, tmp_path, *rest)],
+        [sys.executable, "-c", FORKS.format(sent=sent), *command(photos, tmp_path, *rest)],
         capture_output=True, text=True, env=ENVIRONMENT, timeout=60,
     )  # fmt: skip
-    assert "Exception ignored" in ended.stderr  # it was dropped
-    assert ended.returncode == 130, ended.stderr
+    assert ("Exception ignored" in ended.stderr) == dropped, ended.stderr
+    assert ended.returncode == status, ended.stderr
     told = re.search(r"stopped in epoch (\d+) of 9999; the same call goes on after epoch (\d+)", ended.stdout)
     assert told, ended.stdout
+    assert (int(told[1]) > 3) == dropped, "Ctrl-C has to end the epoch that it came in"
     assert len(checkpoint.load(tmp_path / "checkpoint.pt")["history"]) == int(told[2])
