@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,9 +155,9 @@ def ours(
     augment=eva.Augment(),  # noqa: B008 - it is frozen
     **options,
 ):
-    """Found rates and no annihilation; scaled logits, label smoothing, reflect padding, alternating flip, EMA.
+    """Found rates and no annihilation; scaled logits, reflect padding, alternating flip, EMA.
 
-    end: put annihilation back, down to this rate. Other arguments leave an ingredient out.
+    end: put annihilation back, down to this rate. Other arguments change an ingredient.
     """
     model = job.network(logit_scale=logit_scale)
     if augment == "zero padding":
@@ -186,7 +187,7 @@ def solution_a(job: Job):
     # A hole that lies in the image with 4 pixels around it has its centre anywhere in the image.
     beyond = A.Pad(4, fill=0), holes(4, p=0.5), A.CenterCrop(*job.train.pixels.shape[1:3])
     augment = per_image(job.train, 2, "mirror", *beyond)
-    options = {"momentum": 0.95, "weight_decay": 5e-4, "label_smoothing": 0.0, "trainer": CyclicMomentum}
+    options = {"momentum": 0.95, "weight_decay": 5e-4, "trainer": CyclicMomentum}
     return model, schedule, {"augment": augment, "batch_size": BATCH, **options}
 
 
@@ -195,7 +196,7 @@ def cifar10_fast(job: Job, change: Callable = lambda model: model):
 
     (github.com/davidcpage/cifar10-fast; Cutout of 8 x 8 as there. Its rates are per batch of 512 as ours.)
     """
-    options = {"augment": eva.Augment(alternate=False), "weight_decay": 5e-4, "label_smoothing": 0.0}
+    options = {"augment": eva.Augment(alternate=False), "weight_decay": 5e-4}
     return change(job.network()), Triangle(job.epochs, job.peak, 0.4), {"batch_size": BATCH, **options}
 
 
@@ -207,7 +208,7 @@ RECIPES = {"ours": ours, "cifar10-fast": cifar10_fast, "solution-a": solution_a}
 ABLATIONS = {
     "ours": ours,
     "ours, plain logits": variant(logit_scale=1.0),
-    "ours, no label smoothing": variant(label_smoothing=0.0),
+    "ours, label smoothing 0.2": variant(label_smoothing=0.2),
     "ours, flip at random": variant(augment=eva.Augment(alternate=False)),
     "ours, zero padding and flip at random": variant(augment="zero padding"),
     "ours, half the weight decay": variant(weight_decay=5e-4),
@@ -347,20 +348,19 @@ def statistics(rows: list[dict]) -> str:
 
 
 def sizes(rows: list[dict]) -> dict[str, dict[str, list[dict]]]:
-    """Size in words -> recipe -> its runs, one a seed; large networks, long trainings and our recipe first."""
+    """Size and device in words -> recipe -> its runs, one a seed; large networks and our recipe first."""
     names = list(RECIPES | ABLATIONS)
-    groups: dict[tuple, dict[str, list[dict]]] = {}
-    for row in sorted(rows, key=lambda row: (-row["width"], -row["epochs"], names.index(row["recipe"]))):
-        size = row["width"], row["epochs"], row["data"], row["images"]
+    runs_on = Counter(where(row) for row in rows)
+
+    def place(row: dict) -> tuple:
+        return -row["width"], -row["epochs"], -runs_on[where(row)], names.index(row["recipe"])
+
+    groups: dict[str, dict[str, list[dict]]] = {}
+    for row in sorted(rows, key=place):
+        images = f"{row['images']:,} training images of {NAMES.get(row['data'], row['data'])}"
+        size = f"Width {row['width']}, {row['epochs']} epochs, {images}; {where(row)}:"
         groups.setdefault(size, {}).setdefault(row["recipe"], []).append(row)
-    found = {}
-    for (width, epochs, data, images), recipes in groups.items():
-        runs = [row for group in recipes.values() for row in group]
-        minutes = mean(row["seconds"] for row in runs) / 60
-        devices = "; ".join(dict.fromkeys(where(row) for row in runs))
-        what = f"Width {width}, {epochs} epochs, {images:,} training images of {NAMES.get(data, data)}"
-        found[f"{what}; {devices}, {minutes:.0f} minutes a run:"] = recipes
-    return found
+    return groups
 
 
 def spread(values: list[float]) -> str:

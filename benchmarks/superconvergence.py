@@ -20,8 +20,13 @@ from accuracy import BATCH, Job, split
 from common import ASSETS, NAMES, Rows, machine, markdown, where
 from eva_utils import plots
 
+LABEL_SMOOTHING = 0.2  # part of the recipe when the runs in the repository were made
 CONSTANT = [0.02, 0.1, 0.5]
 DECAY = [0.1, 0.5]  # lower ones are what it decays to
+
+
+def options(job: Job, folder: Path) -> dict:
+    return {"batch_size": BATCH, "seed": job.seed, "label_smoothing": LABEL_SMOOTHING, "checkpoint": folder}
 
 
 def run(rows: Rows, name: str, schedule, job: Job, test: eva.Images, work: Path) -> dict:
@@ -31,7 +36,7 @@ def run(rows: Rows, name: str, schedule, job: Job, test: eva.Images, work: Path)
         return row
     print(f"\n{key}", flush=True)
     folder = work / "-".join(str(value).replace(" ", "_") for value in key.values())
-    result = eva.fit(job.network(), job.train, test, schedule, batch_size=BATCH, seed=job.seed, checkpoint=folder)
+    result = eva.fit(job.network(), job.train, test, schedule, **options(job, folder))
     curves = {key: [row[key] for row in result.history] for key in ("test_accuracy", "test_accuracy_ema")}
     return rows.add({**key, **curves, "lr": max(step["applied"] for step in result.steps), **machine()})
 
@@ -74,7 +79,7 @@ def main() -> None:
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(2))
     job = Job(train[order[: args.images]], args.epochs, args.width, seed=0, folder=folder)
 
-    rates = eva.find_lr(job.network(), job.train, batch_size=BATCH, seed=job.seed, checkpoint=folder)
+    rates = eva.find_lr(job.network(), job.train, **options(job, folder))
     one_cycle = eva.OneCycle(job.epochs, job.peak, rates.lr_min, rates.lr_max)
     shown = [run(rows, "one-cycle", one_cycle, job, test, args.work)]
     for name, tried, milestones in (("constant", CONSTANT, ()), ("steps from", DECAY, (0.5, 0.75))):

@@ -145,7 +145,7 @@ def step(images: eva.Images, precision: str, compiled: bool, steps: int) -> dict
             keep_memory()
         batches = loader(images[: steps * BATCH], eva.Augment(), BATCH, device=DEVICE)
         model = torch.compile(eva.ResNet9()) if compiled else eva.ResNet9()
-        settings = {"ema": 0.05, "momentum": 0.9, "weight_decay": 5e-4, "label_smoothing": 0.2, "seed": 0}
+        settings = {"ema": 0.05, "momentum": 0.9, "weight_decay": 5e-4, "label_smoothing": 0.0, "seed": 0}
         trainer = Trainer(model, batches, eva.OneCycle(24, 5, 0.001, 0.01), settings, precision)
 
         def run() -> None:

@@ -83,7 +83,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     add("--padding", type=int, default=4, help="pixels of padding before the random crop (%(default)s)")
     add("--flip", action=argparse.BooleanOptionalAction, default=True, help="mirror half of the images (yes)")
     add("--cutout", type=int, default=8, help="side of the Cutout hole in pixels, 0 for none (%(default)s)")
-    add("--label-smoothing", type=float, default=0.2, help="of the training loss (%(default)s)")
+    add("--label-smoothing", type=float, default=0.0, help="of the training loss (%(default)s)")
     add("--weight-decay", type=float, default=1e-3, help="of SGD (%(default)s)")
     add("--ema", type=float, default=0.05, help="time constant of the EMA, a share of the steps so far (%(default)s)")
     add("--precision", choices=["auto", "bf16", "fp16", "fp32"], default="auto", help="number format (%(default)s)")

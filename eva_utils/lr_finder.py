@@ -65,7 +65,7 @@ def find_lr(
     steps: int = 90,
     momentum: float = 0.9,
     weight_decay: float = 1e-3,
-    label_smoothing: float = 0.2,
+    label_smoothing: float = 0.0,
     precision: str = "auto",
     device: str | torch.device | None = None,
     engine: str = "batch",
@@ -130,7 +130,7 @@ def find_lr(
 
 def range_test(
     model: nn.Module, batches, *, lr_start: float, lr_end: float, steps: int, momentum: float = 0.9,
-    weight_decay: float = 1e-3, label_smoothing: float = 0.2, precision: str = "auto",
+    weight_decay: float = 1e-3, label_smoothing: float = 0.0, precision: str = "auto",
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """torch-lr-finder's range test on a copy of ``model`` and ``batches`` (a ``loader``), without its printing.
 

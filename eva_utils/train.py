@@ -59,7 +59,7 @@ def fit(
     seed: int = 0,
     momentum: float = 0.9,
     weight_decay: float = 1e-3,
-    label_smoothing: float = 0.2,
+    label_smoothing: float = 0.0,
     ema: float = 0.05,
     precision: str = "auto",
     device: str | torch.device | None = None,

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -214,12 +215,18 @@ def test_a_run_of_the_command_is_one_of_ours(photos, tmp_path, monkeypatch):
         accuracy.main()
 
 
-def test_the_published_run_is_in_the_table_and_that_of_an_earlier_rule_is_not():
+def test_the_published_runs_are_in_the_table_and_that_of_an_earlier_recipe_is_not(tmp_path):
     runs = BENCHMARKS.parent / "assets" / "runs"
-    row = accuracy.adopt(runs / "cifar10-jpeg-24")
-    assert Rows(BENCHMARKS.parent / "assets" / "benchmarks" / "accuracy.json").find(**row)
-    with pytest.raises(SystemExit, match="found its rates by another rule"):
+    rows = Rows(BENCHMARKS.parent / "assets" / "benchmarks" / "accuracy.json")
+    for name in ("cifar10-jpeg-24", "cifar10-jpeg-24-cpu"):
+        assert rows.find(**accuracy.adopt(runs / name)), name
+    with pytest.raises(SystemExit, match=r"another recipe:\n  label_smoothing: 0.2 there, 0.0 here"):
         accuracy.adopt(runs / "cifar10-jpeg-24-lr-max-0.33")
+    other = shutil.copytree(runs / "cifar10-jpeg-24", tmp_path / "other")
+    found = json.loads((other / "results.json").read_text())
+    (other / "results.json").write_text(json.dumps(found | {"lr_max": 2 * found["lr_max"]}))
+    with pytest.raises(SystemExit, match="found its rates by another rule"):
+        accuracy.adopt(other)
 
 
 def test_jpeg_files_are_quality_75_in_a_folder_that_is_read_again(tmp_path):
@@ -375,7 +382,7 @@ def test_an_ingredients_worth_is_a_difference_with_its_error():
     rows = [{**row, "recipe": name, "raw": x, "ema": x + 1} for name, values in runs.items() for x in values]
     rows += [{**row, "width": 32, "seconds": 150} for row in (rows[-3], rows[0])]
     first, _, _, _, alone, other, _, second, *_, last = accuracy.ablation(rows).splitlines()
-    assert first == "Width 32, 12 epochs, 45,000 training images of CIFAR-10; slow, fp32, torch 9, 2 minutes a run:"
+    assert first == "Width 32, 12 epochs, 45,000 training images of CIFAR-10; slow, fp32, torch 9:"
     assert alone == "| ours | 80.00 | 81.00 |  |  | 1 |"
     assert other == "| ours, plain logits | 78.00 | 79.00 | 2.00 ± ? | 2.00 ± ? | 1 |"  # one run has no spread
     assert second.startswith("Width 16, ")

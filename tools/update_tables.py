@@ -7,6 +7,7 @@ assets/ by the function of TABLES with that name.
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,6 +28,10 @@ def read(path: Path):
     return json.loads(path.read_text(encoding="utf8"))
 
 
+def duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 100 else f"{seconds:.0f} s"
+
+
 def results() -> str:
     head = ["data, images", "epochs", "LR_MIN to LR_MAX", "test, raw", "test, EMA", "EMA + TTA", "train", "time"]
     rows = []
@@ -40,7 +45,7 @@ def results() -> str:
             f"**{r['test_accuracy_ema']:.2f}**",
             f"{r['test_accuracy_ema_tta']:.2f}",
             f"{r['train_accuracy']:.2f}",
-            f"{r['seconds_total'] / 60:.0f} min in all, training at {r['images_per_second']:,.0f} images/s",
+            f"{duration(r['seconds_total'])} in all, training at {r['images_per_second']:,.0f} images/s",
             where(r),
             f"[1, seed {r['seed']}](assets/runs/{file.parent.name})",
         ])  # fmt: skip
@@ -157,6 +162,13 @@ def recipes() -> str:
     return accuracy.table(rows) if (rows := rows_of("accuracy.json", "test")) else NOTHING
 
 
+def whole_job() -> str:
+    """The part of ``recipes`` with the full network, where it was trained most often."""
+    rows = [row for row in rows_of("accuracy.json", "test") if (row["width"], row["epochs"]) == (64, 24)]
+    device = Counter(map(where, rows)).most_common(1)
+    return accuracy.table([row for row in rows if where(row) == device[0][0]]) if device else NOTHING
+
+
 def ablation() -> str:
     return accuracy.ablation(rows) if (rows := rows_of("accuracy.json", "held out")) else NOTHING
 
@@ -188,7 +200,7 @@ def lr_min() -> str:
 
 
 FUNCTIONS = (
-    results, scaling, speed, faster, scale, recipes, ablation, own_statistics,
+    results, scaling, speed, faster, scale, recipes, whole_job, ablation, own_statistics,
     superconvergence, rules, rules_ema, lr_min,
 )  # fmt: skip
 TABLES = {function.__name__: function for function in FUNCTIONS}
