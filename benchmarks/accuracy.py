@@ -214,6 +214,7 @@ ABLATIONS = {
     "ours, half the weight decay": variant(weight_decay=5e-4),
     "ours, with annihilation": variant(end=1e-5),
     "ours, albumentations engine": variant(engine="albumentations"),
+    "ours, label smoothing 0.2, albumentations engine": variant(label_smoothing=0.2, engine="albumentations"),
     "cifar10-fast, BatchNorm before pooling": lambda job: cifar10_fast(job, pool_last),
 }
 GROUPS = {"recipes": list(RECIPES), "ablations": list(ABLATIONS)}
