@@ -336,8 +336,6 @@ def statistics(rows: list[dict]) -> str:
     head = ["recipe", "raw, own statistics", "gain", "EMA, own statistics", "gain", "n"]
     parts = []
     for title, groups in sizes([row for row in rows if "raw_own" in row]).items():
-        if "ours" not in groups:
-            continue
         lines = []
         for name, group in groups.items():
             cells = [name]
