@@ -209,8 +209,8 @@ def test_the_result(found):
 
 
 def test_rates_grow_geometrically_from_lr_start_to_lr_end(images, model):
-    lr = find_lr(model, images, lr_start=0.01, lr_end=3, **OPTIONS).curve.lr
-    np.testing.assert_allclose(lr, np.geomspace(0.01, 3, 60), rtol=1e-6)
+    lr = find_lr(model, images, lr_start=0.01, lr_end=1, **OPTIONS).curve.lr
+    np.testing.assert_allclose(lr, np.geomspace(0.01, 1, 60), rtol=1e-6)
 
 
 def test_torch_lr_finder_does_the_test(monkeypatch, images, model, found):
@@ -229,10 +229,12 @@ def test_torch_lr_finder_does_the_test(monkeypatch, images, model, found):
     assert read.lr.tolist() == finder.history["lr"]
 
 
-def test_first_loss_is_that_of_the_untouched_network(images, model, found):
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_first_loss_is_that_of_the_untouched_network(smoothing, images, model):
     x, y = next(lr_finder.loader(images, OPTIONS["augment"], 64).epoch(0))
     logits = copy.deepcopy(model).train()(x)
-    loss = nn.functional.cross_entropy(logits, y, label_smoothing=0.2)
+    loss = nn.functional.cross_entropy(logits, y, label_smoothing=smoothing)
+    found = find_lr(model, images, label_smoothing=smoothing, **OPTIONS)
     assert found.curve.loss[0] == pytest.approx(loss.item(), rel=1e-4)
 
 
