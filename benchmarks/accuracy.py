@@ -26,7 +26,7 @@ import torch
 from torch.optim.swa_utils import update_bn
 
 import eva_utils as eva
-from common import ASSETS, NAMES, Rows, machine, markdown, where
+from common import ASSETS, NAMES, Rows, machine, markdown, spread, where
 from eva_utils.batches import loader
 from eva_utils.cli import _parsers
 from eva_utils.errors import differences
@@ -40,6 +40,7 @@ from eva_utils.trainer import Trainer
 
 BATCH = 512
 HELD_OUT = 5_000
+CHANCE = 15  # per cent of the training images, in ten classes: with fewer, a run has learned nothing
 KEY = ("recipe", "data", "width", "epochs", "images", "tested_on", "seed")  # what names a row
 
 
@@ -298,15 +299,19 @@ def adopt(folder: Path) -> dict:
 
 
 def table(rows: list[dict]) -> str:
-    """For each size a table with a line for each recipe: mean and standard deviation over the seeds, in Markdown."""
+    """For each size a table with a line for each recipe: mean and standard deviation over the seeds, in Markdown.
+
+    Runs that learned nothing are counted apart, and are in no mean, here and below.
+    """
     head = ["recipe", "LR_MAX", "raw", "EMA", "EMA + TTA", "train", "n"]
     parts = []
     for title, groups in sizes(rows).items():
         lines = []
         for name, group in groups.items():
             rates = dict.fromkeys(f"{bound(row['lr_max'] for row in group):.2g}" for bound in (min, max))
-            values = [spread([row[key] for row in group]) for key in ("raw", "ema", "ema_tta", "train")]
-            lines.append([name, " to ".join(rates), *values, str(len(group))])
+            learned, n = count(group)
+            values = [spread([row[key] for row in learned]) for key in ("raw", "ema", "ema_tta", "train")]
+            lines.append([name, " to ".join(rates), *values, n])
         parts.append(f"{title}\n\n{markdown(head, lines)}")
     return "\n".join(parts)
 
@@ -319,14 +324,16 @@ def ablation(rows: list[dict]) -> str:
         if "ours" not in groups:
             continue
         lines = []
+        ours, _ = count(groups["ours"])
         for name, group in groups.items():
+            group, n = count(group)
             cells = [name, *(spread([row[key] for row in group]) for key in ("raw", "ema"))]
             for key in ("raw", "ema"):
-                both = [[row[key] for row in part] for part in (groups["ours"], group)]
+                both = [[row[key] for row in part] for part in (ours, group)]
                 error = math.hypot(*(stdev(part) / len(part) ** 0.5 if len(part) > 1 else math.nan for part in both))
                 spoken = "?" if math.isnan(error) else f"{error:.2f}"
                 cells.append("" if name == "ours" else f"{mean(both[0]) - mean(both[1]):.2f} ± {spoken}")
-            lines.append([*cells, str(len(group))])
+            lines.append([*cells, n])
         parts.append(f"{title}\n\n{markdown(head, lines)}")
     return "\n".join(parts)
 
@@ -338,14 +345,24 @@ def statistics(rows: list[dict]) -> str:
     for title, groups in sizes([row for row in rows if "raw_own" in row]).items():
         lines = []
         for name, group in groups.items():
+            group, n = count(group)
             cells = [name]
             for key in ("raw", "ema"):
                 gains = [row[f"{key}_own"] - row[key] for row in group]
                 error = f" ± {stdev(gains) / len(gains) ** 0.5:.2f}" if len(gains) > 1 else ""
                 cells += [spread([row[f"{key}_own"] for row in group]), f"{mean(gains):.2f}{error}"]
-            lines.append([*cells, str(len(group))])
+            lines.append([*cells, n])
         parts.append(f"{title}\n\n{markdown(head, lines)}")
     return "\n".join(parts)
+
+
+def count(group: list[dict]) -> tuple[list[dict], str]:
+    """The runs that learned something, and how many there are, in words if others did not."""
+    learned = [row for row in group if row["train"] > CHANCE]
+    if not learned:
+        return group, f"{len(group)}, at chance"
+    failed = len(group) - len(learned)
+    return learned, f"{len(learned)}, and {failed} at chance" if failed else f"{len(learned)}"
 
 
 def sizes(rows: list[dict]) -> dict[str, dict[str, list[dict]]]:
@@ -362,10 +379,6 @@ def sizes(rows: list[dict]) -> dict[str, dict[str, list[dict]]]:
         size = f"Width {row['width']}, {row['epochs']} epochs, {images}; {where(row)}:"
         groups.setdefault(size, {}).setdefault(row["recipe"], []).append(row)
     return groups
-
-
-def spread(values: list[float]) -> str:
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import platform
 import re
 from datetime import date
 from pathlib import Path
+from statistics import mean, stdev
 
 import torch
 
@@ -47,6 +48,11 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     """A table."""
     lines = [" | ".join(cells) for cells in (head, *rows)]
     return "\n".join([f"| {lines[0]} |", "|---" * len(head) + "|", *(f"| {line} |" for line in lines[1:])]) + "\n"
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation; of a single value, that."""
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def write(path: Path, content) -> None:

@@ -1,12 +1,13 @@
 """Are the found rates as good as searched ones, and what is LR_MIN worth? The trainings that tell.
 
     python benchmarks/lr_finder.py --data data/cifar10-jpeg     # some hours on two cores; goes on where it stopped
+    python benchmarks/lr_finder.py --data data/cifar10-jpeg --whole    # minutes on a fast GPU, days on two cores
     python benchmarks/lr_tables.py                              # what came out, at any time
 
 For each setting and seed, short one-cycle runs with the LR_MAX of a grid (LR_MIN a twentieth of it), with the pair
 that ``find_lr`` reads off its range test, and with what other rules found beyond the grid; accuracy on images held out
-of the *training* set. The rule was chosen on other settings than those it is judged on. Writes
-assets/benchmarks/lr_finder.json, a row a run.
+of the *training* set. The rule was chosen on other settings than those it is judged on. --whole: the same for the whole
+job, the full network over 24 epochs. Writes assets/benchmarks/lr_finder.json, a row a run.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Setting:
     batch: int
     logits: str
     smoothing: float
+    epochs: int | None = None  # on all images but those held out; None: a short training
 
 
 SETTINGS = [
@@ -62,6 +64,9 @@ SETTINGS = [
     Setting("cifar10", 32, 512, "scaled", 0.2),
 ]
 NEAR = 6  # points
+WHOLE = Setting("cifar10", 64, 512, "scaled", 0.0, epochs=24)  # rates for the job itself
+WHOLE_NEAR = 1
+WHOLE_RATIOS = [5, 40]
 # The rule in eva_utils was chosen on these. All but the first seed only where it matters.
 CHOSEN_ON = [
     Setting("cifar10", 16, 512, "scaled", 0.2),
@@ -74,15 +79,16 @@ CHOSEN_ON = [
 ]
 # What LR_MIN is worth: in some of both, at the LR_MAX found.
 LR_MIN_SETTINGS = [CHOSEN_ON[0], CHOSEN_ON[3], SETTINGS[4], SETTINGS[5]]
+Task = tuple[Setting, int, tuple[float, float] | None]  # with a seed; (LR_MIN, LR_MAX), or None: the range tests
 
 
 @cache
-def images(name: str, root: str) -> tuple[eva.Images, eva.Images]:
+def images(name: str, root: str, short: bool = True) -> tuple[eva.Images, eva.Images]:
     """(to train on, held out), both from the training set."""
     if name == "digits":
         everything, held_out, n = eva.digits()[0], DIGITS_HELD_OUT, None
     else:
-        everything, held_out, n = eva.load_data(root)[0], HELD_OUT, TRAIN
+        everything, held_out, n = eva.load_data(root)[0], HELD_OUT, TRAIN if short else None
     order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(1))
     return everything[order[held_out:][:n]], everything[order[:held_out]]
 
@@ -98,7 +104,7 @@ def augment(setting: Setting) -> eva.Augment:
 
 def curves(setting: Setting, seed: int, root: str) -> dict[str, dict[str, list[float]]]:
     """The range tests that the rules are read off: rates and losses, five digits of each."""
-    train, _ = images(setting.data, root)
+    train, _ = images(setting.data, root, not setting.epochs)
     model = network(setting, seed)
     batches = loader(train, augment(setting), setting.batch, seed=seed, device=choose_device())
     out = {}
@@ -112,12 +118,12 @@ def curves(setting: Setting, seed: int, root: str) -> dict[str, dict[str, list[f
 
 def accuracy(setting: Setting, seed: int, lr_min: float, lr_max: float, root: str) -> dict:
     """Held-out accuracy (%) of one short run, with its last weights and with the average; diverged: loss not finite."""
-    train, held_out = images(setting.data, root)
+    train, held_out = images(setting.data, root, not setting.epochs)
     device = choose_device()
     precision = choose_precision(device)
     if device.type == "cpu":
         keep_memory()
-    epochs = DIGITS_EPOCHS if setting.data == "digits" else EPOCHS
+    epochs = setting.epochs or (DIGITS_EPOCHS if setting.data == "digits" else EPOCHS)
     batches = loader(train, augment(setting), setting.batch, seed=seed, device=device)
     settings = {"seed": seed, "momentum": 0.9, "weight_decay": 1e-3, "label_smoothing": setting.smoothing, "ema": 0.05}
     schedule = eva.OneCycle(epochs, epochs * 5 / 24, lr_min, lr_max)
@@ -143,17 +149,16 @@ def task(setting: Setting, seed: int, root: str, pair: tuple[float, float] | Non
 
 
 def curves_of(rows: Rows, setting: Setting, seed: int) -> dict | None:
-    key = {**asdict(setting), "seed": seed}
-    return next((row["curves"] for row in rows.rows if "curves" in row and key.items() <= row.items()), None)
+    return found["curves"] if (found := rows.find(**asdict(setting), seed=seed, lr_max=None)) else None
 
 
-def wanted(rows: Rows, rules: bool = True) -> list[tuple[Setting, int, tuple[float, float] | None]]:
+def wanted(rows: Rows, rules: bool = True, whole: bool = False) -> list[Task]:
     """What is still to be run, in an order in which partial results are of use: setting by setting.
 
-    Without ``rules``: only what does not depend on how a curve is read.
+    Without ``rules``: only what does not depend on how a curve is read. ``whole``: the whole job, instead of the rest.
     """
     todo = []
-    for setting in SETTINGS + CHOSEN_ON:
+    for setting in [WHOLE] if whole else SETTINGS + CHOSEN_ON:
         for seed in SEEDS:
             key = {**asdict(setting), "seed": seed}
             if not curves_of(rows, setting, seed):
@@ -162,9 +167,10 @@ def wanted(rows: Rows, rules: bool = True) -> list[tuple[Setting, int, tuple[flo
             pairs = [(rate / RATIO, rate) for rate in grid_of(rows, setting, seed)]
             if rules:
                 found = ours(curves_of(rows, setting, seed))
-                pairs += [found] if setting in SETTINGS + LR_MIN_SETTINGS else []
+                pairs += [found] if setting in [*SETTINGS, *LR_MIN_SETTINGS, WHOLE] else []
                 pairs += beyond_grid(rates(curves_of(rows, setting, seed))) if setting in SETTINGS else []
-                pairs += [(found[1] / ratio, found[1]) for ratio in RATIOS if setting in LR_MIN_SETTINGS]
+                ratios = RATIOS if setting in LR_MIN_SETTINGS else WHOLE_RATIOS if setting == WHOLE else []
+                pairs += [(found[1] / ratio, found[1]) for ratio in ratios]
             todo += [(setting, seed, p) for p in pairs if not rows.find(**key, lr_min=p[0], lr_max=p[1])]
     return todo
 
@@ -175,8 +181,8 @@ def beyond_grid(found: dict[str, tuple[float, float]]) -> list[tuple[float, floa
 
 
 def grid_of(rows: Rows, setting: Setting, seed: int) -> list[float]:
-    """The LR_MAX to train with: the whole grid; of a setting for choosing, with all seeds but the first, only those
-    with which the first came within NEAR points of its best (none before it is done).
+    """The LR_MAX to train with: the whole grid; of a setting for choosing and of the whole job, with all seeds but the
+    first, only those with which the first came within NEAR points of its best (none before it is done).
     """
     if setting in SETTINGS or seed == SEEDS[0]:
         return GRID
@@ -184,17 +190,19 @@ def grid_of(rows: Rows, setting: Setting, seed: int) -> list[float]:
     first = {rate: rows.find(**key, lr_min=rate / RATIO, lr_max=rate) for rate in GRID}
     if not all(first.values()):
         return []
-    return [rate for rate, row in first.items() if row["raw"] >= max(r["raw"] for r in first.values()) - NEAR]
+    near, kinds = (WHOLE_NEAR, ("raw", "ema")) if setting == WHOLE else (NEAR, ("raw",))
+    lowest = {kind: max(row[kind] for row in first.values()) - near for kind in kinds}
+    return [rate for rate, row in first.items() if any(row[kind] >= lowest[kind] for kind in kinds)]
 
 
-def run(rows: Rows, jobs: int, root: str, rules: bool) -> None:
+def run(rows: Rows, jobs: int, root: str, rules: bool, whole: bool) -> None:
     # One process a core with one thread each: several times faster than threads that wait for each other.
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         running = {}
         while True:
             # Anew each time: which rates are to be run depends on the curves that came back.
-            todo = [t for t in wanted(rows, rules) if t not in running.values()]
+            todo = [t for t in wanted(rows, rules, whole) if t not in running.values()]
             for setting, seed, pair in todo[: jobs - len(running)]:
                 running[pool.submit(task, setting, seed, root, pair)] = setting, seed, pair
             if not running:
@@ -211,12 +219,13 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1 if torch.cuda.is_available() else os.cpu_count())
     parser.add_argument("--out", type=Path, default=ASSETS / "lr_finder.json")
     parser.add_argument("--no-rules", action="store_true", help="range tests and grid only")
+    parser.add_argument("--whole", action="store_true", help="the whole job instead of short trainings")
     args = parser.parse_args()
     rows, name = Rows(args.out), images("cifar10", args.data)[0].name
     if others := {row["pictures"] for row in rows.rows if "curves" in row} - {"digits", name}:
         parser.error(f"{args.out} is about {', '.join(others)}, and --data is {name}: choose another --out")
     print(machine())
-    run(rows, args.jobs, args.data, not args.no_rules)
+    run(rows, args.jobs, args.data, not args.no_rules, args.whole)
 
 
 if __name__ == "__main__":

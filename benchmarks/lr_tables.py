@@ -15,7 +15,7 @@ from statistics import mean
 
 import numpy as np
 
-from common import ASSETS, NAMES, Rows, markdown, where
+from common import ASSETS, NAMES, Rows, markdown, spread, where
 from eva_utils import plots
 from eva_utils.lr_curve import BEYOND, choose_rates
 from eva_utils.plots._base import COLORS, Picture, styled
@@ -26,6 +26,8 @@ from lr_finder import (
     RATIOS,
     SEEDS,
     SETTINGS,
+    WHOLE,
+    WHOLE_RATIOS,
     Setting,
     beyond_grid,
     curves_of,
@@ -41,9 +43,9 @@ def complete(rows: Rows) -> list[Setting]:
     return [setting for setting in SETTINGS if setting not in todo]
 
 
-def devices(rows: Rows) -> str:
-    """What the rows were measured on."""
-    heads = [row for row in rows.rows if "curves" in row]
+def devices(rows: Rows, whole: bool = False) -> str:
+    """What the short trainings, or the whole jobs, were measured on."""
+    heads = [row for row in rows.rows if "curves" in row and bool(row.get("epochs")) == whole]
     return "; ".join(dict.fromkeys(where(row) for row in heads))
 
 
@@ -122,6 +124,30 @@ def lr_min(rows: Rows) -> str:
     return markdown(["setting", *(f"LR_MAX/{ratio}" for ratio in RATIOS), "as found", "which is LR_MAX times"], lines)
 
 
+def whole(rows: Rows) -> str:
+    """The whole job with each LR_MAX of the grid and with the rates found, and what the other rules found, in Markdown:
+    mean and standard deviation over the seeds.
+    """
+    if wanted(rows, whole=True):
+        return ""
+    found = by_rule(rows, WHOLE)
+    choices = {f"{rate:.3g}": dict.fromkeys(SEEDS, (rate / RATIO, rate)) for rate in GRID}
+    for ratio in (None, *WHOLE_RATIOS):
+        pairs = {s: (lr_max / ratio if ratio else lr_min, lr_max) for s, (lr_min, lr_max) in found["eva_utils"].items()}
+        choices[f"as found, LR_MIN {f'LR_MAX/{ratio}' if ratio else 'too'}"] = pairs
+    lines = []
+    for name, pairs in choices.items():
+        runs = [rows.find(**asdict(WHOLE), seed=s, lr_min=pair[0], lr_max=pair[1]) for s, pair in pairs.items()]
+        runs = [row for row in runs if row]  # rates far from the best were tried with the first seed only
+        lines.append([name, *(spread([row[which] for row in runs]) for which in ("raw", "ema")), f"{len(runs)}"])
+    maxima = {rule: ", ".join(f"{lr_max:.2g}" for _, lr_max in pairs.values()) for rule, pairs in found.items()}
+    return (
+        f"{label(rows, WHOLE)}, {WHOLE.epochs} epochs; {devices(rows, whole=True)}:\n\n"
+        f"{markdown(['LR_MAX', 'raw', 'EMA', 'n'], lines)}\n"
+        f"LR_MAX found: {'; '.join(f'*{rule}* {values}' for rule, values in maxima.items())}.\n"
+    )
+
+
 @styled
 def draw(rows: Rows) -> Picture:
     """For each rule: what every setting and seed loses by its LR_MAX, against how far that is from the grid's best."""
@@ -182,7 +208,7 @@ def main() -> None:
     rows = Rows(args.out)
     for which, name in (("raw", "last weights"), ("ema", "average of the weights")):
         print(f"{name}\n\n{regret(rows, which)}")
-    print(lr_min(rows))
+    print(lr_min(rows), whole(rows), sep="\n")
     for name, picture in {"lr_finder": draw(rows), "lr_finder_choice": draw_choice(rows)}.items():
         print(plots.save(picture, args.out.with_name(f"{name}.png")))
 

@@ -1,5 +1,6 @@
 """The benchmarks' own arithmetic, and that each of them runs, at the size of a toy."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -20,7 +21,7 @@ import lr_rules
 import lr_tables
 import superconvergence
 import throughput
-from common import Rows
+from common import Rows, machine
 from eva_utils import cli
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -252,7 +253,8 @@ def test_superconvergence_runs_and_draws(photos, tmp_path):
     short, longer = ([row for row in rows if row["epochs"] == epochs] for epochs in (2, 6))
     names = ["one-cycle", "constant 0.02", "constant 0.1", "constant 0.5", "steps from 0.1", "steps from 0.5"]
     assert sorted(row["policy"] for row in short) == sorted(names)
-    for row, tried in zip(longer, (names[1:4], names[4:]), strict=True):
+    assert longer[0]["policy"] == "one-cycle"
+    for row, tried in zip(longer[1:], (names[1:4], names[4:]), strict=True):
         last = {row["policy"]: row["test_accuracy_ema"][-1] for row in short if row["policy"] in tried}
         assert last[row["policy"]] == max(last.values())
         assert len(row["test_accuracy"]) == len(row["test_accuracy_ema"]) == 6
@@ -260,7 +262,7 @@ def test_superconvergence_runs_and_draws(photos, tmp_path):
     assert first.startswith("Width 4, 600 training images of photos, seed 0, n = 1; ")
     values = (f"{short[0][key][-1]:.1f}" for key in ("test_accuracy", "test_accuracy_ema"))
     assert lines[0] == f"| one-cycle | {short[0]['lr']:.2g} | 2 | {' | '.join(values)} |"
-    assert len(lines) == 8
+    assert len(lines) == 9
     others = [{**row, "data": "others"} for row in rows]
     assert superconvergence.table(rows + others) == f"{superconvergence.table(rows)}\n{superconvergence.table(others)}"
     with Image.open(tmp_path / "superconvergence.png") as image:
@@ -325,6 +327,35 @@ def test_a_choice_takes_more_seeds_only_where_it_matters(tmp_path):
     assert todo == [(seed, rate) for seed in (1, 2) for rate in lr_finder.GRID[1:6]]
 
 
+def test_the_whole_job_is_a_table_of_its_own(tmp_path):
+    rows = Rows(tmp_path / "rows.json")
+    setting = lr_finder.WHOLE
+    assert lr_finder.wanted(rows, whole=True) == [(setting, seed, None) for seed in lr_finder.SEEDS]
+    assert setting not in {s for s, _, _ in lr_finder.wanted(rows)}
+    for seed in lr_finder.SEEDS:
+        rows.add({**vars(setting), "seed": seed, "pictures": "cifar10-jpeg", "curves": CURVES, **machine()})
+    # Within a point of the best with the last weights, 0.1 and 0.2; with their average, 0.4 as well.
+    raw = dict(zip(lr_finder.GRID, (80, 81, 82, 90.2, 91, 89, 85, 80, 10), strict=True))
+    ema = dict(zip(lr_finder.GRID, (80, 81, 82, 89, 91, 91.5, 85, 80, 10), strict=True))
+    _, lr_max = lr_rules.ours(CURVES)
+    assert lr_tables.whole(rows) == ""
+    while todo := lr_finder.wanted(rows, whole=True):
+        _, seed, pair = todo[0]
+        values = {"raw": raw.get(pair[1], 90.0) + seed, "ema": ema.get(pair[1], 90.0) + seed}
+        rows.add({**vars(setting), "seed": seed, "lr_min": pair[0], "lr_max": pair[1], **values})
+    pairs = [(row["lr_min"], row["lr_max"]) for row in rows.rows if row["seed"] == 2 and "lr_min" in row]
+    trained = [lr_max for lr_min, lr_max in pairs if lr_min == lr_max / lr_rules.RATIO]
+    assert trained == [0.1, 0.2, 0.4]
+    title, _, _, _, *lines = lr_tables.whole(rows).splitlines()
+    assert title.startswith("CIFAR-10 (JPEG q75), width 64, batch 512, scaled logits, no label smoothing, 24 epochs; ")
+    assert lines[3] == "| 0.1 | 91.20 ± 1.00 | 90.00 ± 1.00 | 3 |"
+    assert lines[-3] == f"| as found, LR_MIN LR_MAX/{lr_finder.WHOLE_RATIOS[-1]} | 91.00 ± 1.00 | 91.00 ± 1.00 | 3 |"
+    assert lines[-1].startswith(f"LR_MAX found: *eva_utils* {lr_max:.2g}, {lr_max:.2g}, {lr_max:.2g}; *lowest* ")
+    assert lr_tables.devices(rows) == "" != lr_tables.devices(rows, whole=True)
+    # A short training of the same network is another setting.
+    assert lr_finder.curves_of(rows, dataclasses.replace(setting, epochs=None), 0) is None
+
+
 def test_regret_is_the_best_of_the_grid_minus_the_rule(tmp_path, monkeypatch):
     setting = lr_finder.SETTINGS[0]
     for module in (lr_finder, lr_tables):
@@ -376,7 +407,7 @@ def test_the_rule_is_as_good_as_measured(which, limit):
 
 
 def test_an_ingredients_worth_is_a_difference_with_its_error():
-    row = {"width": 16, "epochs": 12, "data": "cifar10", "images": 45_000, "seconds": 90}
+    row = {"width": 16, "epochs": 12, "data": "cifar10", "images": 45_000, "seconds": 90, "train": 90}
     row |= {"device": "CPU: slow", "precision": "fp32", "torch": "9"}
     runs = {"ours, plain logits": [78, 79, 80], "ours": [80, 81, 82]}
     rows = [{**row, "recipe": name, "raw": x, "ema": x + 1} for name, values in runs.items() for x in values]
@@ -391,7 +422,7 @@ def test_an_ingredients_worth_is_a_difference_with_its_error():
 
 
 def test_what_statistics_of_their_own_gain():
-    row = {"width": 16, "epochs": 12, "data": "cifar10", "images": 45_000, "seconds": 90, "recipe": "ours"}
+    row = {"width": 16, "epochs": 12, "data": "cifar10", "images": 45_000, "seconds": 90, "recipe": "ours", "train": 90}
     row |= {"device": "CPU: slow", "precision": "fp32", "torch": "9"}
     rows = [{**row, "raw": 80, "ema": 82, "raw_own": 80 + gain, "ema_own": 83} for gain in (1, 2, 3)]
     unmeasured = {**row, "raw": 10, "ema": 10}
@@ -399,6 +430,28 @@ def test_what_statistics_of_their_own_gain():
     *_, ours, other = accuracy.statistics([*rows, unmeasured, alone]).splitlines()
     assert ours == "| ours | 82.00 ± 1.00 | 2.00 ± 0.58 | 83.00 ± 0.00 | 1.00 ± 0.00 | 3 |"
     assert other == "| cifar10-fast | 81.00 | 1.00 | 83.00 | 1.00 | 1 |"
+
+
+def test_a_run_that_learned_nothing_is_counted_apart():
+    row = {
+        "width": 16,
+        "epochs": 12,
+        "data": "cifar10",
+        "images": 45_000,
+        "device": "a",
+        "precision": "b",
+        "torch": "9",
+    }
+    row |= {"lr_max": 0.6, "seconds": 90}
+    values = dict.fromkeys(("raw", "ema", "ema_tta", "raw_own", "ema_own"), 80) | {"train": 90}
+    failed = dict.fromkeys(values, 10)
+    ours = [{**row, **values, "recipe": "ours"}] * 2
+    others = [{**row, **some, "recipe": "solution-a"} for some in (values, failed, values)]
+    for table in (accuracy.table, accuracy.ablation, accuracy.statistics):
+        *_, first, second = table(ours + others).splitlines()
+        assert first.endswith(" | 2 |") and second.endswith(" | 2, and 1 at chance |")
+        assert "80.00 ± 0.00" in second and "10.00" not in second
+        assert table(ours + others[1:2]).endswith(" | 1, at chance |\n")  # there is no other to take a mean of
 
 
 def test_throughputs_ratios():

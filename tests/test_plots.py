@@ -459,7 +459,7 @@ def test_compare():
             assert line.get_label() == f"{name}, {len(rows)} epochs: {rows[-1][key]:.1f} %"
         assert [line.get_linestyle() for line in lines] == ["--", "-", "--"]  # the shortest alone is not dashed
         assert lines[0].get_color() != lines[1].get_color() == lines[2].get_color()
-        assert end.get_ydata()[0] == short[-1][key] and end.get_label() == "where a ended"
+        assert end.get_ydata()[0] == short[-1][key] and end.get_label() == f"where a ended after {len(short)} epochs"
         low, high = ax.get_ylim()
         assert low < short[-1][key] < high
     (ax, _) = plots.compare({"a": [short[:3]]}).axes

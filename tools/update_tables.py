@@ -199,9 +199,13 @@ def lr_min() -> str:
     return lr_tables.lr_min(Rows(BENCHMARKS / "lr_finder.json"))
 
 
+def whole_rates() -> str:
+    return lr_tables.whole(Rows(BENCHMARKS / "lr_finder.json")) or NOTHING
+
+
 FUNCTIONS = (
     results, scaling, speed, faster, scale, recipes, whole_job, ablation, own_statistics,
-    superconvergence, rules, rules_ema, lr_min,
+    superconvergence, rules, rules_ema, lr_min, whole_rates,
 )  # fmt: skip
 TABLES = {function.__name__: function for function in FUNCTIONS}
 MARKERS = re.compile(r"(<!-- (\w+): written by.*?-->\n)(.*?)(<!-- end of \2 -->)", re.DOTALL)

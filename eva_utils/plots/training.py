@@ -137,8 +137,8 @@ def compare(runs: dict) -> Figure:
             label = f"{name}, {len(values)} epochs: {values[-1]:.1f} %"
             ax.plot(range(1, len(values) + 1), values, style, color=color, lw=1.5, label=label)
             ax.plot(len(values), values[-1], "o", color=color)
-        first, _, color = named[0]
-        ax.axhline(curves[0][-1], color=color, lw=0.8, ls=":", label=f"where {first} ended")
+        first, rows, color = named[0]
+        ax.axhline(curves[0][-1], color=color, lw=0.8, ls=":", label=f"where {first} ended after {len(rows)} epochs")
         top = max(map(max, curves))
         low = max(
             top - 45, min(min(values[shortest // 4 :]) for values in curves)
