@@ -441,6 +441,18 @@ def test_history():
     assert "%" in accuracy.get_ylabel()
 
 
+def test_a_loss_that_blew_up_does_not_flatten_the_others():
+    rows = [
+        row | {"train_loss": 2 - 0.3 * i, "test_loss": 1.0, "test_loss_ema": 0.9} for i, row in enumerate(history())
+    ]
+    low, high = plots.history(rows).axes[0].get_ylim()
+    assert low < 0.5 and 2 < high < 2.2
+    rows[0]["test_loss_ema"] = 130.0
+    assert plots.history(rows).axes[0].get_ylim() == (0, 4)
+    rows[-1]["test_loss"] = 40.0  # the end is what a run is about
+    assert plots.history(rows).axes[0].get_ylim() == (0, 80)
+
+
 def test_history_of_one_epoch():
     for ax in plots.history(history()[:1]).axes:
         assert list(ax.get_xticks()) == [1]

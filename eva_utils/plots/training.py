@@ -90,7 +90,10 @@ def applied(steps: list[dict], policy) -> Figure:
 
 @styled
 def history(rows: list[dict]) -> Figure:
-    """Loss and accuracy of train and test after every epoch (``Run.history``)."""
+    """Loss and accuracy of train and test after every epoch (``Run.history``).
+
+    A test loss far above all training losses, as a first epoch at high rates may leave it, is cut off.
+    """
     epoch = [row["epoch"] for row in rows]
     figure = Picture(9, 4)
     marker = "." if len(rows) <= 60 else None
@@ -108,6 +111,12 @@ def history(rows: list[dict]) -> Figure:
             loc="upper right" if what == "loss" else "lower right", fontsize=9,
             title="after the last epoch", title_fontsize=9, alignment="left",
         )  # fmt: skip
+        if what == "loss":
+            limit = 2 * max(
+                max(row["train_loss"] for row in rows), *(rows[-1][f"test_loss{end}"] for end in ("", "_ema"))
+            )
+            if ax.get_ylim()[1] > limit > 0:
+                ax.set(ylim=(0, limit))
         if len(rows) == 1:
             ax.set(xlim=(0, 2), xticks=[1])
             ax.margins(y=1)  # room for the legend, which no line leads away from
