@@ -107,16 +107,13 @@ def history(rows: list[dict]) -> Figure:
             last = f"{values[-1]:.2f} %" if what == "accuracy" else f"{values[-1]:.3f}"
             ax.plot(epoch, values, color=color, lw=1.8, marker=marker, label=f"{label}: {last}")
         ax.set(xlabel="epoch", ylabel=f"{what} ({unit})", title=what.capitalize())
+        shown = max(row[f"train_{what}"] for row in rows), rows[-1][f"test_{what}"], rows[-1][f"test_{what}_ema"]
+        if cut := what == "loss" and ax.get_ylim()[1] > 2 * max(shown) > 0:
+            ax.set(ylim=(0, 2 * max(shown)))
         ax.legend(
-            loc="upper right" if what == "loss" else "lower right", fontsize=9,
-            title="after the last epoch", title_fontsize=9, alignment="left",
+            loc="upper right" if what == "loss" else "lower right", fontsize=9, title="after the last epoch",
+            title_fontsize=9, alignment="left", frameon=cut, edgecolor="none",  # a line may leave through it
         )  # fmt: skip
-        if what == "loss":
-            limit = 2 * max(
-                max(row["train_loss"] for row in rows), *(rows[-1][f"test_loss{end}"] for end in ("", "_ema"))
-            )
-            if ax.get_ylim()[1] > limit > 0:
-                ax.set(ylim=(0, limit))
         if len(rows) == 1:
             ax.set(xlim=(0, 2), xticks=[1])
             ax.margins(y=1)  # room for the legend, which no line leads away from
