@@ -433,16 +433,8 @@ def test_what_statistics_of_their_own_gain():
 
 
 def test_a_run_that_learned_nothing_is_counted_apart():
-    row = {
-        "width": 16,
-        "epochs": 12,
-        "data": "cifar10",
-        "images": 45_000,
-        "device": "a",
-        "precision": "b",
-        "torch": "9",
-    }
-    row |= {"lr_max": 0.6, "seconds": 90}
+    row = {"width": 16, "epochs": 12, "data": "cifar10", "images": 45_000, "seconds": 90, "lr_max": 0.6}
+    row |= {"device": "CPU: slow", "precision": "fp32", "torch": "9"}
     values = dict.fromkeys(("raw", "ema", "ema_tta", "raw_own", "ema_own"), 80) | {"train": 90}
     failed = dict.fromkeys(values, 10)
     ours = [{**row, **values, "recipe": "ours"}] * 2
