@@ -26,12 +26,14 @@ from lr_finder import (
     RATIOS,
     SEEDS,
     SETTINGS,
+    WEAK,
     WHOLE,
     WHOLE_RATIOS,
     Setting,
     beyond_grid,
     curves_of,
     grid_of,
+    seeds,
     wanted,
 )  # fmt: skip
 from lr_rules import RATIO, RULES, ours, rates
@@ -124,6 +126,27 @@ def lr_min(rows: Rows) -> str:
     return markdown(["setting", *(f"LR_MAX/{ratio}" for ratio in RATIOS), "as found", "which is LR_MAX times"], lines)
 
 
+def by_rate(rows: Rows, setting: Setting, choices: dict[str, dict[int, tuple[float, float]]]) -> str:
+    """Accuracy in ``setting`` for each choice, name -> seed -> (lr_min, lr_max), in Markdown."""
+    lines = []
+    for name, pairs in choices.items():
+        runs = [rows.find(**asdict(setting), seed=s, lr_min=pair[0], lr_max=pair[1]) for s, pair in pairs.items()]
+        runs = [row for row in runs if row]  # rates far from the best were tried with the first seeds only
+        lines.append([name, *(spread([row[which] for row in runs]) for which in ("raw", "ema")), f"{len(runs)}"])
+    return markdown(["LR_MAX", "raw", "EMA", "n"], lines)
+
+
+def weak(rows: Rows) -> str:
+    """The settings where our rule does worst, with more seeds, in Markdown."""
+    tables, waiting = [], {setting for setting, _, _ in wanted(rows)}
+    for setting in (setting for setting in WEAK if setting not in waiting):
+        found = {seed: ours(curves_of(rows, setting, seed)) for seed in seeds(setting)}
+        choices = {f"{rate:.3g}": dict.fromkeys(found, (rate / RATIO, rate)) for rate in GRID}
+        choices["as found, LR_MIN too"] = found
+        tables.append(f"{label(rows, setting)}; {devices(rows)}:\n\n{by_rate(rows, setting, choices)}")
+    return "\n".join(tables)
+
+
 def whole(rows: Rows) -> str:
     """The whole job with each LR_MAX of the grid and with the rates found, and what the other rules found, in Markdown:
     mean and standard deviation over the seeds.
@@ -135,15 +158,10 @@ def whole(rows: Rows) -> str:
     for ratio in (None, *WHOLE_RATIOS):
         pairs = {s: (lr_max / ratio if ratio else lr_min, lr_max) for s, (lr_min, lr_max) in found["eva_utils"].items()}
         choices[f"as found, LR_MIN {f'LR_MAX/{ratio}' if ratio else 'too'}"] = pairs
-    lines = []
-    for name, pairs in choices.items():
-        runs = [rows.find(**asdict(WHOLE), seed=s, lr_min=pair[0], lr_max=pair[1]) for s, pair in pairs.items()]
-        runs = [row for row in runs if row]  # rates far from the best were tried with the first seed only
-        lines.append([name, *(spread([row[which] for row in runs]) for which in ("raw", "ema")), f"{len(runs)}"])
     maxima = {rule: ", ".join(f"{lr_max:.2g}" for _, lr_max in pairs.values()) for rule, pairs in found.items()}
     return (
         f"{label(rows, WHOLE)}, {WHOLE.epochs} epochs; {devices(rows, whole=True)}:\n\n"
-        f"{markdown(['LR_MAX', 'raw', 'EMA', 'n'], lines)}\n"
+        f"{by_rate(rows, WHOLE, choices)}\n"
         f"LR_MAX found: {'; '.join(f'*{rule}* {values}' for rule, values in maxima.items())}.\n"
     )
 
@@ -208,7 +226,7 @@ def main() -> None:
     rows = Rows(args.out)
     for which, name in (("raw", "last weights"), ("ema", "average of the weights")):
         print(f"{name}\n\n{regret(rows, which)}")
-    print(lr_min(rows), whole(rows), sep="\n")
+    print(weak(rows), lr_min(rows), whole(rows), sep="\n")
     for name, picture in {"lr_finder": draw(rows), "lr_finder_choice": draw_choice(rows)}.items():
         print(plots.save(picture, args.out.with_name(f"{name}.png")))
 

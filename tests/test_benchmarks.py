@@ -281,7 +281,8 @@ CURVES = {
 
 def test_what_is_still_to_be_run(tmp_path):
     rows = Rows(tmp_path / "rows.json")
-    assert len(lr_finder.wanted(rows)) == len(lr_finder.SETTINGS + lr_finder.CHOSEN_ON) * 3
+    tests = sum(len(lr_finder.seeds(setting)) for setting in lr_finder.SETTINGS + lr_finder.CHOSEN_ON)
+    assert len(lr_finder.wanted(rows)) == tests
     setting = lr_finder.LR_MIN_SETTINGS[-1]
     key = {**vars(setting), "seed": 0}
     rows.add({**key, "curves": CURVES})
@@ -325,6 +326,31 @@ def test_a_choice_takes_more_seeds_only_where_it_matters(tmp_path):
         rows.add({**key, "seed": 0, "lr_min": rate / lr_rules.RATIO, "lr_max": rate, "raw": value, "ema": value})
     todo = [(seed, pair[1]) for s, seed, pair in lr_finder.wanted(rows) if s == setting]
     assert todo == [(seed, rate) for seed in (1, 2) for rate in lr_finder.GRID[1:6]]
+
+
+def test_a_weak_setting_is_tried_with_more_seeds_near_its_best(tmp_path):
+    rows = Rows(tmp_path / "rows.json")
+    setting = lr_finder.WEAK[1]
+    for seed in lr_finder.seeds(setting):
+        rows.add({**vars(setting), "seed": seed, "pictures": "cifar10-jpeg", "curves": CURVES, **machine()})
+    accuracy = dict(zip(lr_finder.GRID, (57, 59, 61, 60, 50, 40, 10, 10, 10), strict=True))
+    found = lr_rules.ours(CURVES)
+    valley = lr_rules.rates(CURVES)["valley"]
+    trained = []
+    assert lr_tables.weak(rows) == ""
+    while todo := [(seed, pair) for s, seed, pair in lr_finder.wanted(rows) if s == setting]:
+        seed, pair = todo[0]
+        trained.append((seed, pair))
+        value = 58 if pair == found else accuracy.get(pair[1], 20) + seed % 3
+        rows.add({**vars(setting), "seed": seed, "lr_min": pair[0], "lr_max": pair[1], "raw": value, "ema": value})
+    few, many = ([pair for seed, pair in trained if seed == s] for s in (2, 3))
+    assert [pair[1] for pair in few] == [*lr_finder.GRID, found[1], valley[1]]
+    assert [pair[1] for pair in many] == [*lr_finder.GRID[:4], found[1]]
+    lines = lr_tables.weak(rows).splitlines()
+    assert lines[0].startswith("CIFAR-10 (JPEG q75), width 16, batch 128, plain logits, label smoothing 0.2; ")
+    assert lines[6] == "| 0.05 | 62.00 ± 0.85 | 62.00 ± 0.85 | 12 |"
+    assert lines[8].endswith("| 3 |")
+    assert lines[-1] == "| as found, LR_MIN too | 58.00 ± 0.00 | 58.00 ± 0.00 | 12 |"
 
 
 def test_the_whole_job_is_a_table_of_its_own(tmp_path):

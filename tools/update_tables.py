@@ -195,6 +195,10 @@ def rules_ema() -> str:
     return rules("ema")
 
 
+def weak() -> str:
+    return lr_tables.weak(Rows(BENCHMARKS / "lr_finder.json")) or NOTHING
+
+
 def lr_min() -> str:
     return lr_tables.lr_min(Rows(BENCHMARKS / "lr_finder.json"))
 
@@ -205,7 +209,7 @@ def whole_rates() -> str:
 
 FUNCTIONS = (
     results, scaling, speed, faster, scale, recipes, whole_job, ablation, own_statistics,
-    superconvergence, rules, rules_ema, lr_min, whole_rates,
+    superconvergence, rules, rules_ema, weak, lr_min, whole_rates,
 )  # fmt: skip
 TABLES = {function.__name__: function for function in FUNCTIONS}
 MARKERS = re.compile(r"(<!-- (\w+): written by.*?-->\n)(.*?)(<!-- end of \2 -->)", re.DOTALL)
