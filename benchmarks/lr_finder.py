@@ -199,7 +199,8 @@ def grid_of(rows: Rows, setting: Setting, seed: int) -> list[float]:
     if not all(first.values()):
         return []
     near, kinds = (WHOLE_NEAR, ("raw", "ema")) if setting == WHOLE else (NEAR, ("raw",))
-    lowest = {kind: max(row[kind] for row in first.values()) - near for kind in kinds}
+    # Rounded, because 65.76 - 6 is a little more than 59.76.
+    lowest = {kind: round(max(row[kind] for row in first.values()) - near, 6) for kind in kinds}
     return [rate for rate, row in first.items() if any(row[kind] >= lowest[kind] for kind in kinds)]
 
 

@@ -333,7 +333,7 @@ def test_a_weak_setting_is_tried_with_more_seeds_near_its_best(tmp_path):
     setting = lr_finder.WEAK[1]
     for seed in lr_finder.seeds(setting):
         rows.add({**vars(setting), "seed": seed, "pictures": "cifar10-jpeg", "curves": CURVES, **machine()})
-    accuracy = dict(zip(lr_finder.GRID, (57, 59, 61, 60, 50, 40, 10, 10, 10), strict=True))
+    accuracy = dict(zip(lr_finder.GRID, (57, 59, 65.76, 59.76, 59.74, 40, 10, 10, 10), strict=True))  # 6 and 6.02 below
     found = lr_rules.ours(CURVES)
     valley = lr_rules.rates(CURVES)["valley"]
     trained = []
@@ -345,10 +345,10 @@ def test_a_weak_setting_is_tried_with_more_seeds_near_its_best(tmp_path):
         rows.add({**vars(setting), "seed": seed, "lr_min": pair[0], "lr_max": pair[1], "raw": value, "ema": value})
     few, many = ([pair for seed, pair in trained if seed == s] for s in (2, 3))
     assert [pair[1] for pair in few] == [*lr_finder.GRID, found[1], valley[1]]
-    assert [pair[1] for pair in many] == [*lr_finder.GRID[:4], found[1]]
+    assert [pair[1] for pair in many] == [*lr_finder.GRID[2:4], found[1]]
     lines = lr_tables.weak(rows).splitlines()
     assert lines[0].startswith("CIFAR-10 (JPEG q75), width 16, batch 128, plain logits, label smoothing 0.2; ")
-    assert lines[6] == "| 0.05 | 62.00 ± 0.85 | 62.00 ± 0.85 | 12 |"
+    assert lines[6] == "| 0.05 | 66.76 ± 0.85 | 66.76 ± 0.85 | 12 |"
     assert lines[8].endswith("| 3 |")
     assert lines[-1] == "| as found, LR_MIN too | 58.00 ± 0.00 | 58.00 ± 0.00 | 12 |"
 
