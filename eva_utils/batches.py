@@ -255,22 +255,25 @@ def _one_thread(worker: int) -> None:
 
 @contextlib.contextmanager
 def _interrupted_later() -> Iterator[None]:
-    """A Ctrl-C in this block counts after it, and not at all for processes started by it, which their parent stops.
+    """Ctrl-C and SIGTERM count after this block, and not at all in processes that it starts: their parent ends them.
 
     Python drops what is raised within ``os.fork``, and a worker interrupted before it is ready prints a traceback.
     """
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is None:  # None: not set from Python
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    settable = threading.current_thread() is threading.main_thread() and None not in before.values()
+    if not settable:  # None: the handler was not set from Python, and could not be put back
         yield
         return
     came = []
-    signal.signal(signal.SIGINT, lambda *received: came.append(received))
     try:
+        for signum in before:
+            signal.signal(signum, lambda received, frame: came.append(received))
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
         if came:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(came[0])
 
 
 def plain_batches(images: Images, batch_size: int, device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

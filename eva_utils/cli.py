@@ -159,18 +159,12 @@ def _stoppable() -> Iterator[None]:
         return
 
     def stop(signum, frame) -> None:
-        # Python drops an exception that meets it in a callback, while it forks a worker say; so ask again.
-        if hasattr(signal, "setitimer"):
-            signal.signal(signal.SIGALRM, lambda *_: stop(signum, None))
-            signal.setitimer(signal.ITIMER_REAL, 10)
         raise KeyboardInterrupt(signum)
 
     before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        if hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_REAL, 0)
         for signum, handler in before.items():
             if signal.getsignal(signum) is stop:  # not if something in between had a reason of its own
                 signal.signal(signum, handler)

@@ -235,17 +235,16 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize(("sent", "status", "dropped"), [("SIGINT", 130, False), ("SIGTERM", 143, True)])
-def test_a_stop_while_workers_are_forked(sent, status, dropped, photos, tmp_path):
-    """Python ignores what a callback of os.fork raises: Ctrl-C waits for its end, and SIGTERM is asked for again."""
+@pytest.mark.parametrize(("sent", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_stop_while_workers_are_forked(sent, status, photos, tmp_path):
+    """Python ignores what is raised within os.fork: the stop waits for its end, and ends the epoch that it came in."""
     rest = ["--epochs", "9999", "--lr-min", "0.01", "--lr-max", "0.02", "--engine", "albumentations", "--workers", "2"]
     ended = subprocess.run(
         [sys.executable, "-c", FORKS.format(sent=sent), *command(photos, tmp_path, *rest)],
         capture_output=True, text=True, env=ENVIRONMENT, timeout=60,
     )  # fmt: skip
-    assert ("Exception ignored" in ended.stderr) == dropped, ended.stderr
+    assert "ignored" not in ended.stderr
+    assert "Traceback" not in ended.stderr
     assert ended.returncode == status, ended.stderr
-    told = re.search(r"stopped in epoch (\d+) of 9999; the same call goes on after epoch (\d+)", ended.stdout)
-    assert told, ended.stdout
-    assert (int(told[1]) > 3) == dropped, "Ctrl-C has to end the epoch that it came in"
-    assert len(checkpoint.load(tmp_path / "checkpoint.pt")["history"]) == int(told[2])
+    assert "stopped in epoch 3 of 9999; the same call goes on after epoch 2" in ended.stdout
+    assert len(checkpoint.load(tmp_path / "checkpoint.pt")["history"]) == 2
