@@ -159,6 +159,9 @@ def _stoppable() -> Iterator[None]:
         return
 
     def stop(signum, frame) -> None:
+        # A queue's signal reaches the workers as well; that they have ended is no fault then, which torch would report.
+        if hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, lambda *_: None)
         raise KeyboardInterrupt(signum)
 
     before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}

@@ -201,7 +201,7 @@ def test_killed_from_outside_at_any_moment_it_ends_like_an_undisturbed_run(sessi
     assert_same_results(tmp_path, whole)
 
 
-@pytest.mark.parametrize(("sent", "status", "workers"), [("SIGTERM", 143, 0), ("SIGINT", 130, 2)])
+@pytest.mark.parametrize(("sent", "status", "workers"), [("SIGTERM", 143, 0), ("SIGTERM", 143, 2), ("SIGINT", 130, 2)])
 def test_a_stop_from_outside_tells_how_to_go_on(sent, status, workers, photos, tmp_path):
     argv = command(photos, tmp_path, "--epochs", "9999", "--lr-min", "0.01", "--lr-max", "0.02")
     argv += ["--engine", "albumentations", "--workers", str(workers)] if workers else []
@@ -209,7 +209,8 @@ def test_a_stop_from_outside_tells_how_to_go_on(sent, status, workers, photos, t
         for line in process.stdout:
             if line.startswith("    3 "):
                 break
-        os.killpg(process.pid, signal.Signals[sent])  # a terminal's Ctrl-C reaches the workers as well
+        # A terminal's Ctrl-C and a queue's SIGTERM reach the workers as well.
+        os.killpg(process.pid, signal.Signals[sent])
         out, err = process.communicate(timeout=20)
     assert process.returncode == status, err
     told = re.search(r"stopped in epoch (\d+) of 9999; the same call goes on after epoch (\d+)", out)
