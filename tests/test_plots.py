@@ -1,5 +1,6 @@
 """Figures: each draws the numbers it was given, is saved small, and leaves matplotlib's global state alone."""
 
+import io
 import itertools
 import sys
 import tracemalloc
@@ -11,6 +12,7 @@ import pytest
 import torch
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from torch.optim.lr_scheduler import CyclicLR
 
@@ -377,6 +379,18 @@ def test_lr_range_without_a_blow_up_shades_nothing():
     (ax,) = plots.lr_range(found()).axes
     assert not ax.patches
     assert "does not count" not in texts(ax)
+
+
+def test_lr_range_has_its_title_beside_its_legend_wherever_lr_max_is():
+    rates = found()
+    for place in (0.5, 0.85, 0.92, 1):  # its name may not make the axes narrower
+        lr = rates.curve.lr[round(place * (len(rates.curve.lr) - 1))]
+        figure = plots.lr_range(replace(rates, lr_max=float(lr)))
+        figure.savefig(io.BytesIO())  # lays it out
+        (ax,) = figure.axes
+        (title,) = ax.findobj(lambda artist: isinstance(artist, Text) and artist.get_text() == "Range test")
+        gap = ax.get_legend().get_window_extent().x0 - title.get_window_extent().x1
+        assert gap > 0.03 * figure.bbox.width, place
 
 
 def test_applied():

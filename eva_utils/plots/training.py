@@ -41,9 +41,11 @@ def lr_range(rates, *, ax=None) -> Figure:
     ax.set_title("Range test", pad=22)  # the names of the two rates stand between title and axes
     # The blow-up is what LR_MAX has to stay clear of, so it is shown, but it must not flatten the valley.
     top = min(curve.smooth.max() + 0.3 * fall, start + 1.5 * fall)
-    ax.set(ylim=(curve.smooth.min() - 0.15 * fall, top), xlim=ax.get_xlim())
+    left, right = ax.get_xlim()
+    right = max(right, left * (rates.lr_max / left) ** (1 / 0.84))  # the name of LR_MAX needs a sixth of the width
+    ax.set(ylim=(curve.smooth.min() - 0.15 * fall, top), xlim=(left, right))
     if edge < len(curve.lr):  # and not merely flat to its end
-        ax.axvspan(curve.lr[edge], ax.get_xlim()[1], color="0.965", zorder=0)
+        ax.axvspan(curve.lr[edge], right, color="0.965", zorder=0)
         if np.log(curve.lr[-1] / curve.lr[edge]) > 0.25 * np.log(curve.lr[-1] / curve.lr[0]):
             ax.annotate(
                 "too high: does not count", (1, 1), (-6, -6), xycoords="axes fraction", textcoords="offset points",
