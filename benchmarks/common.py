@@ -18,7 +18,7 @@ from eva_utils.precision import choose_device, choose_precision, describe
 
 ASSETS = Path(__file__).parent.parent / "assets/benchmarks"
 # What the data is called in words; a run knows only its folder's name.
-NAMES = {"cifar10-jpeg": "CIFAR-10 (JPEG q75)", "cifar10": "CIFAR-10"}
+NAMES = {"cifar10-jpeg": "CIFAR-10 (JPEG q75)", "cifar10": "CIFAR-10", "cifar10-pixels": "CIFAR-10"}
 
 
 def machine() -> dict:

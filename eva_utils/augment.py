@@ -66,7 +66,7 @@ class Augment:
     padding: int = 4
     flip: bool = True
     cutout: int = 8
-    alternate: bool = True
+    alternate: bool = False
 
     def __post_init__(self) -> None:
         check("padding", self.padding, self.padding >= 0, "0 or more pixels")

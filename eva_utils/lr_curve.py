@@ -10,7 +10,7 @@ from .errors import InputError
 
 LEARNS = 0.2  # LR_MIN: this share of the loss's fall is made, the network has begun to learn
 BEYOND = 6  # LR_MAX over the rate at which half of the fall is made; chosen by benchmarks/lr_finder.py
-TURNS = 0.15  # and LR_MAX is never where the loss has risen again by this share of its fall
+TURNS = 0.4  # and LR_MAX is never where the loss has risen again by this share of its fall
 STOPS = 5  # times the lowest loss: where torch-lr-finder ends a test
 SMOOTH = 11  # steps in the centred mean: centred, because an average of the past would move the curve to the right
 
@@ -39,16 +39,22 @@ class Curve:
         edge = int(up.argmax()) if up.any() else len(up)
         return int(self.smooth[:edge].argmin()), edge
 
-    def rate_at(self, share: float) -> float:
-        """The rate at which this share (above 0) of the fall is made, between two steps."""
+    def rate_at(self, share: float, start: float = np.inf) -> float:
+        """The rate at which this share (above 0) of the fall is made, between two steps; the fall from ``start`` nats,
+        if that is below the first loss."""
         lowest = np.minimum.accumulate(self.smooth[: self.valley()[0] + 1])
-        made = (lowest[0] - lowest) / (lowest[0] - lowest[-1])
-        after = int(np.argmax(made >= share))
+        start = min(start, lowest[0])
+        made = (start - lowest) / (start - lowest[-1])
+        after = max(1, int(np.argmax(made >= share)))
         return float(np.exp(np.interp(share, made[after - 1 : after + 1], np.log(self.lr[after - 1 : after + 1]))))
 
 
-def choose_rates(lr: np.ndarray, loss: np.ndarray) -> tuple[float, float, dict[str, str], Curve]:
-    """(lr_min, lr_max, reasons, curve) read off a range test's rates and losses, arrays (steps,) of growing rate."""
+def choose_rates(lr: np.ndarray, loss: np.ndarray, guess: float = np.inf) -> tuple[float, float, dict[str, str], Curve]:
+    """(lr_min, lr_max, reasons, curve) read off a range test's rates and losses, arrays (steps,) of growing rate.
+
+    guess: the loss of somebody who only guesses, ln(classes). A loss above it is the overconfidence of first weights,
+    and what the test takes off that is not learning: half of the fall is counted from ``guess`` at most.
+    """
     finite = np.isfinite(loss)
     end = len(loss) if finite.all() else int(finite.argmin())
     lr, loss = lr[:end], loss[:end]
@@ -73,8 +79,9 @@ def choose_rates(lr: np.ndarray, loss: np.ndarray) -> tuple[float, float, dict[s
             f"the curve of the range test is flat: the loss fell by {start - bottom:.3g} from {start:.3g} between "
             f"rates {lr[0]:.3g} and {lr[-1]:.3g}; check data and model, or take a wider range"
         )
-    middle, last = curve.rate_at(0.5), float(lr[edge - 1])
-    lr_min, lr_max = curve.rate_at(LEARNS), min(BEYOND * middle, last)
+    middle, last = curve.rate_at(0.5, guess), float(lr[edge - 1])
+    lr_max = min(BEYOND * middle, last)
+    lr_min = min(curve.rate_at(LEARNS), lr_max / 10)
     limit = f"last rate before the loss comes up again by {TURNS:.0%} of its fall"
     if edge == end:
         limit = "last rate before the loss blew up" if blew_up else "test's last rate"

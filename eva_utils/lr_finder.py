@@ -121,7 +121,7 @@ def find_lr(
         model, batches, lr_start=lr_start, lr_end=lr_end, steps=steps, momentum=momentum, weight_decay=weight_decay,
         label_smoothing=label_smoothing, precision=precision,
     )  # fmt: skip
-    rates = choose_rates(lr, loss)
+    rates = choose_rates(lr, loss, np.log(len(train.classes)))
     found = LRRange(*rates, seconds=time.perf_counter() - start, settings=settings)
     if file:
         found.save(file)
