@@ -12,35 +12,22 @@ __version__ = "0.1.0"
 # Read once, when that library starts, so it is set before anything is imported.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else albumentations asks the network for its newest version
 
-_MODULE_OF = {
-    "InputError": "errors",
-    "RunError": "errors",
-    "Triangular": "schedule",
-    "Triangular2": "schedule",
-    "ExpRange": "schedule",
-    "OneCycle": "schedule",
-    "StepDecay": "schedule",
-    "ResNet9": "model",
-    "summary": "model",
-    "Images": "images",
-    "cifar10": "images",
-    "image_folder": "images",
-    "digits": "images",
-    "from_arrays": "images",
-    "Augment": "augment",
-    "find_lr": "lr_finder",
-    "fit": "train",
-    "evaluate": "evaluation",
-    "predict": "evaluation",
-    "misclassified": "explain",
-    "confusion": "explain",
-    "gradcam": "explain",
-    "load_data": "job",
-    "load_model": "records",
-    "save_run": "records",
-    "environment": "precision",
-    "estimate": "train",
+_NAMES = {
+    "errors": ("InputError", "RunError"),
+    "schedule": ("Triangular", "Triangular2", "ExpRange", "OneCycle", "StepDecay"),
+    "model": ("ResNet9", "summary"),
+    "data": ("Images", "cifar10", "digits", "from_arrays"),
+    "photos": ("image_folder", "load_data"),
+    "augment": ("Augment",),
+    "recipe": ("Recipe",),
+    "lr_finder": ("find_lr",),
+    "fit": ("fit",),
+    "look": ("evaluate", "predict", "misclassified", "confusion", "load_model", "classify"),
+    "explain": ("gradcam",),
+    "device": ("environment",),
+    "estimate": ("estimate",),
 }
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = ["__version__", "plots", *_MODULE_OF]
 
 
@@ -48,7 +35,9 @@ def __getattr__(name: str):
     if name == "plots":
         return importlib.import_module(".plots", __name__)
     if name in _MODULE_OF:
-        return getattr(importlib.import_module("." + _MODULE_OF[name], __name__), name)
+        value = getattr(importlib.import_module("." + _MODULE_OF[name], __name__), name)
+        globals()[name] = value  # also in place of a module of the same name, which the import has put here
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

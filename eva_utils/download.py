@@ -1,16 +1,16 @@
-"""Getting CIFAR-10's archive: several places, each with a time limit, and a checksum that says whether to trust it."""
+"""CIFAR-10's archive: several places, each with a time limit, and a checksum that says whether to trust it."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 
-from .errors import InputError
+from .errors import InputError, check, first_line
 
 ARCHIVE = "cifar-10-python.tar.gz"
 SIZE = 170_498_071  # bytes
@@ -33,31 +33,29 @@ def fetch_cifar10(root: Path) -> Path:
     """The path of the verified archive in ``root``, downloaded if it is not there yet."""
     archive = root / ARCHIVE
     if archive.is_file():
-        if (found := _md5(archive)) != MD5:
-            raise InputError(
-                f"{str(archive)!r} is not the CIFAR-10 archive: its md5 is {found}, not {MD5}; "
-                "delete it to download it again"
-            )
+        with archive.open("rb") as file:
+            found = hashlib.file_digest(file, "md5").hexdigest()
+        if found != MD5:
+            raise InputError(f"{str(archive)!r} has md5 {found}, not {MD5}; delete it to download it again")
         return archive
 
-    own = os.environ.get("EVA_CIFAR10_URL")
     tries = [(url, MIRROR_SECONDS) for url in MIRRORS] + [(ORIGINAL, ORIGINAL_SECONDS)]
-    if own:
-        _check_own(own)
+    if own := os.environ.get("EVA_CIFAR10_URL"):
+        safe = own.startswith(("https://", "file://", "http://localhost", "http://127.0.0.1"))  # not changed on its way
+        check("EVA_CIFAR10_URL", own, safe, "an https:// address (or file://, http://localhost)")
         tries.insert(0, (own, ORIGINAL_SECONDS))
+    part, failures = root / f"{ARCHIVE}.{os.getpid()}.part", []  # in the same folder: renamed when whole, never copied
     try:
         root.mkdir(parents=True, exist_ok=True)
-        part = root / f"{ARCHIVE}.{os.getpid()}.part"  # in the same folder: renamed when finished, never copied
         part.touch()
     except OSError as error:
         raise InputError(f"cannot write into {str(root)!r} ({error.strerror}); choose another data folder") from error
-    failures = []
     try:
         for url, limit in tries:
             try:
                 _download(url, part, limit)
             except (OSError, ValueError) as error:  # URLError, HTTPError and timeouts are OSErrors
-                failures.append(f"  {url}: {getattr(error, 'reason', None) or error}")
+                failures.append(f"  {url}: {getattr(error, 'reason', None) or first_line(error)}")
                 print(failures[-1].strip(), flush=True)
                 continue
             os.replace(part, archive)
@@ -70,29 +68,8 @@ def fetch_cifar10(root: Path) -> Path:
     )
 
 
-def _check_own(url: str) -> None:
-    """Only https, or what the user's own machine serves: everything else could be changed on its way."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-    except ValueError:  # brackets that do not match, for one
-        parts = urllib.parse.urlsplit("")
-    local = parts.scheme == "file" or (parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1", "::1"))
-    if not (local or parts.scheme == "https"):
-        raise InputError(f"EVA_CIFAR10_URL is {url!r}; it has to start with https:// (or file://, http://localhost)")
-
-
-def _md5(file: Path) -> str:
-    digest = hashlib.md5()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _download(url: str, part: Path, limit: float) -> None:
     """``url`` into ``part``; raises OSError or ValueError in words if it is slow, cut short or another file."""
-    from http.client import HTTPException
-
     from tqdm.std import tqdm
 
     digest, start, got = hashlib.md5(), time.monotonic(), 0
@@ -112,8 +89,6 @@ def _download(url: str, part: Path, limit: float) -> None:
                 got += len(block)
                 bar.update(len(block))
                 seconds = time.monotonic() - start
-                if got > SIZE:
-                    raise ValueError(f"more than the {SIZE:,} bytes of the archive")
                 if seconds > limit or (seconds > PATIENCE_SECONDS and seconds * SIZE / got > limit):
                     raise ValueError(f"too slow: {got / seconds / 1e3:,.0f} kB/s, limit {limit:,.0f} s")
     except HTTPException as error:

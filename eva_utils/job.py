@@ -1,44 +1,87 @@
-"""The whole job as three functions, one for each command: train, explain, cycle."""
+"""The whole job as functions, one for each command: train, predict, explain, cycle."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import dataclasses
 from pathlib import Path
 
 import torch
 
 from . import plots
 from .augment import Augment
-from .batches import check_batches
-from .checkpoint import exclusive, write_json
-from .distributed import on_first, one_a_machine_first, process_group, world_size
-from .errors import InputError, check, check_recipe, differences
-from .evaluation import predict
-from .explain import confusion, gradcam, misclassified
-from .images import Images, cifar10, digits, image_folder
+from .device import choose_device, choose_precision
+from .errors import InputError, check
+from .explain import gradcam
+from .fit import fit
+from .look import classify, confusion, load_model, misclassified
+from .look import predict as probabilities_of
 from .lr_finder import LRRange, find_lr
 from .model import ResNet9
-from .precision import choose_device, choose_precision, precision_again
-from .records import load_model, read_csv, read_json, save_run
+from .photos import load_data
+from .processes import on_first, one_a_machine_first, process_group, rank
+from .recipe import Recipe
+from .run import (
+    CONFIG,
+    FIGURES,
+    HISTORY,
+    RANGE,
+    RESULTS,
+    STEPS,
+    TRAINED,
+    exclusive,
+    folder_of,
+    forget,
+    read_csv,
+    read_json,
+    write_json,
+)  # fmt: skip
 from .schedule import ExpRange, OneCycle, Triangular, Triangular2
-from .train import fit
 
-HERE_ONLY = ("root", "device", "precision", "workers")  # where and how a run is computed, not what
-BUILT_IN = ("cifar10", "digits")
 SMALLEST = 8  # pixels: ResNet9 halves the side three times
-TRAINED = ("results.json", "checkpoint.pt", "history.csv", "lr.csv", "model.pt")
-LEFT_BY_A_RUN = (*TRAINED, "lr_range.json")
+BESIDE = ("data", "root", "size", "width")  # what config.json has beside the recipe, the policy and what was found
 
 
-def load_data(data: str, root: str = "data") -> tuple[Images, Images]:
-    """(train, test) of "cifar10" (archive in ``root``), "digits" or an image folder's path."""
-    if data == "cifar10":
-        return cifar10(root)
-    if data == "digits":
-        return digits()
-    if not Path(data).is_dir():
-        raise InputError(f"data is {data!r}; it has to be 'cifar10', 'digits' or a folder with train/ and test/ inside")
-    return image_folder(data)
+def _options() -> dict[str, dataclasses.Field]:
+    """The fields of ``Recipe`` and of its ``Augment`` that have a plain value, each of which is a flag."""
+    every = [f for f in dataclasses.fields(Recipe) if f.name not in ("augment", "criterion")]
+    return {f.name: f for f in [*every, *dataclasses.fields(Augment)]}
+
+
+def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    for name, f in _options().items():
+        kind = {"help": f"{f.metadata['help']} ({f.default})".replace(" (None)", ""), "default": f.default}
+        if isinstance(f.default, bool):
+            kind |= {"action": argparse.BooleanOptionalAction, "help": f.metadata["help"]}
+        elif isinstance(right := f.metadata.get("right"), tuple):
+            kind["choices"] = right
+        elif f.default is not None:
+            kind["type"] = type(f.default)
+        parser.add_argument(f"--{name.replace('_', '-')}", **kind)
+
+
+def defaults_from(file: str, parser: argparse.ArgumentParser) -> dict:
+    """The flags' values in a config.json. Raises ``InputError`` for a file that holds something else."""
+    config = read_json(folder_of(file))
+    try:
+        recipe, policy = dict(config.get("recipe", {})), dict(config.get("policy", {}))
+        found = config.get("found", ())
+        values = {key: config[key] for key in BESIDE if key in config} | recipe.pop("augment", {}) | recipe
+        values |= {key: "find" if key in found else policy[key] for key in ("lr_min", "lr_max") if key in policy}
+        values |= {key: policy[key] for key in ("epochs", "peak_epoch") if key in policy}
+    except (TypeError, ValueError) as error:
+        raise InputError(f"config {file!r} is not like the config.json of a run ({error})") from error
+    known = {action.dest: action for action in parser._actions}
+    values.pop("criterion", None)
+    for key, value in values.items():
+        check(f"config {file!r}: setting", key, key in known, "a flag of eva-utils train")
+        if value is not None and known[key].type:
+            try:
+                values[key] = known[key].type(str(value))
+            except ValueError as error:
+                raise InputError(f"config {file!r}: {key} is {value!r}; see eva-utils train --help") from error
+    return values
 
 
 def train(out, **options) -> dict:
@@ -47,98 +90,80 @@ def train(out, **options) -> dict:
     ``options`` are those of ``eva-utils train``, all of them, with underscores in their names. Under torchrun all
     processes train together, and rank 0 alone touches ``out``.
     """
-    with process_group(), contextlib.ExitStack() as held:
-        on_first(held.enter_context)(exclusive(Path(out)))
-        return _train(Path(out), **options)
+    out = folder_of(out)
+    with process_group(), exclusive(out) if rank() == 0 else contextlib.nullcontext():
+        return _train(out, **options)
 
 
-def _train(
-    out, fresh, data, root, epochs, peak_epoch, batch_size, lr_min, lr_max, width, seed, padding, flip, cutout,
-    label_smoothing, weight_decay, ema, precision, device, engine, workers,
-) -> dict:  # fmt: skip
-    if (path := str(Path(data))) not in BUILT_IN:  # ./digits is a folder
-        data = path  # photos/ is photos
-    if peak_epoch is None:
-        peak_epoch = epochs * 5 / 24
-    config = {key: value for key, value in locals().items() if key not in ("out", "fresh", "path")}
-    if results := on_first(_finished)(out, config, fresh):
-        print(f"{out} holds this run, finished; nothing to compute (--fresh starts over)")
-        return results
+def _train(out: Path, *, data, root, size, config, fresh, epochs, peak_epoch, lr_min, lr_max, width, **flags) -> dict:
     # Everything is checked before any work, and before --fresh takes anything away.
-    OneCycle(epochs, peak_epoch, *_placeholders(lr_min, lr_max))
-    augment = Augment(padding, flip, cutout)
-    check_recipe(0, weight_decay, label_smoothing, ema)
-    check("seed", seed, 0 <= seed < 2**64, "between 0 and 2**64 - 1")
-    choose_precision(choose_device(device), precision)
+    augment = Augment(**{f.name: flags.pop(f.name) for f in dataclasses.fields(Augment)})
+    recipe = Recipe(augment=augment, **flags)
+    peak_epoch = epochs * 5 / 24 if peak_epoch is None else peak_epoch
+    low = 1e-6 if lr_min == "find" else lr_min
+    OneCycle(epochs, peak_epoch, low, low * 2 if lr_max == "find" else lr_max)
+    choose_precision(choose_device(recipe.device), recipe.precision)
     with one_a_machine_first():  # it may have to download
-        train_images, test_images = load_data(data, root)
+        train_images, test_images = load_data(data, root, size)
     print(f"{train_images}\n{test_images}")
-    if (side := min(train_images.pixels.shape[1:3])) < SMALLEST:
-        raise InputError(f"the images of {data!r} have a side of {side} pixels; the network needs {SMALLEST} or more")
-    check_batches(train_images, augment, batch_size, engine, workers, world_size())
+    side = min(train_images.pixels.shape[1:3])
+    check("the images' side", side, side >= SMALLEST, f"{SMALLEST} pixels or more")
     right = "2 or more for images below 16 pixels, which leave BatchNorm one value per channel"
-    check("batch_size", batch_size, batch_size > 1 or side >= 16, right)
-    torch.manual_seed(seed)
+    check("batch_size", recipe.batch_size, recipe.batch_size > 1 or side >= 16, right)
+    torch.manual_seed(recipe.seed)
     model = ResNet9(len(train_images.classes), width)
-    on_first(_begin)(out, config, fresh)
-
-    shared = {"augment": augment, "batch_size": batch_size, "seed": seed, "label_smoothing": label_smoothing,
-              "weight_decay": weight_decay, "precision": precision, "device": device, "engine": engine,
-              "workers": workers, "checkpoint": out}  # fmt: skip
-    rates = None
-    reasons = {"lr_min": "given", "lr_max": "given"}
-    if "find" in (lr_min, lr_max):
-        rates = on_first(_kept)(out / "lr_range.json") or find_lr(model, train_images, **shared)
-        reasons |= {key: rates.reasons[key] for key in reasons if config[key] == "find"}
-        lr_min = rates.lr_min if lr_min == "find" else lr_min
-        lr_max = rates.lr_max if lr_max == "find" else lr_max
-    for key, value in (("lr_min", lr_min), ("lr_max", lr_max)):
-        print(f"{key.upper()} = {value:.4g}: {reasons[key]}")
-    schedule = OneCycle(epochs, peak_epoch, lr_min, lr_max)
-    run = fit(model, train_images, test_images, schedule, ema=ema, **shared)
-    return on_first(_finish)(out, run, rates, reasons, train_images, test_images, augment)
-
-
-def _begin(out: Path, config: dict, fresh: bool) -> None:
+    found = [key for key, rate in (("lr_min", lr_min), ("lr_max", lr_max)) if rate == "find"]
     if fresh:
-        for name in LEFT_BY_A_RUN:
-            (out / name).unlink(missing_ok=True)
-    write_json(out / "config.json", config)
+        on_first(forget)(out, RANGE, *TRAINED)
+    rates = find_lr(model, train_images, recipe, folder=out) if found else None
+    lr_min, lr_max = (
+        getattr(rates, key) if key in found else given for key, given in (("lr_min", lr_min), ("lr_max", lr_max))
+    )
+    for key, value in (("lr_min", lr_min), ("lr_max", lr_max)):
+        print(f"{key.upper()} = {value:.3g}: {rates.reasons[key] if key in found else 'given.'}")
+    if found and not lr_min < lr_max:
+        raise InputError(f"the found LR_MIN, {lr_min:.3g}, is not below --lr-max {lr_max:.3g}; give --lr-min, too")
+    beside = dict(zip(BESIDE, (data, root, size, width), strict=True)) | {"found": found}
+    on_first(_note)(out, beside)
+    run = fit(model, train_images, test_images, OneCycle(epochs, peak_epoch, lr_min, lr_max), recipe, folder=out)
+    print(run, f"Numbers and weights are in {out}", sep="\n")
+    if rank() == 0:
+        draw(out, run.history, run.steps, run.schedule, rates, train_images, test_images, augment, run.ema)
+    return run.results
 
 
-def _finish(out: Path, run, rates, reasons, train_images, test_images, augment) -> dict:
-    precision = precision_again(next(run.ema.parameters()).device, run.device, run.precision)
-    probabilities = predict(run.ema, test_images, precision=precision)
-    draw(
-        out / "figures", run.history, run.steps, run.schedule, rates, train_images, test_images, augment, run.ema,
-        probabilities,
-    )  # fmt: skip
-    return save_run(out, run, test_images, rates, reasons)
+def _note(out: Path, beside: dict) -> None:
+    config = read_json(out / CONFIG) if (out / CONFIG).is_file() else {}
+    write_json(out / CONFIG, config | beside)
+
+
+def predict(run, files, json) -> None:
+    """Print what is on each photo, by the network in the folder ``run``."""
+    import json as writer
+
+    answers = dict(zip(map(str, files), classify(run, *files), strict=True))
+    if json:
+        print(writer.dumps(answers, indent=1))
+        return
+    for file, classes in answers.items():
+        print(f"{file}: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in list(classes.items())[:3]))
 
 
 def explain(run) -> None:
     """Draw the figures of the finished run in the folder ``run`` again."""
-    run = Path(run)
-    config, results = (read_json(run / name) for name in ("config.json", "results.json"))
-    rates = LRRange.load(run / "lr_range.json") if (run / "lr_range.json").is_file() else None
-    device = choose_device()
-    model = load_model(run).to(device)
+    run = folder_of(run)
+    config, results = (read_json(run / name) for name in (CONFIG, RESULTS))
+    rates = LRRange.load(run / RANGE) if (run / RANGE).is_file() else None
+    model = load_model(run).to(choose_device())
     try:
-        data, root = config["data"], config["root"]
-        precision = precision_again(device, results["device"], results["precision"])
-        augment = Augment(config["padding"], config["flip"], config["cutout"])
+        data, root, size = (config[key] for key in ("data", "root", "size"))
+        augment = Augment(**config["recipe"]["augment"])
         schedule = OneCycle(*(results[key] for key in ("epochs", "peak_epoch", "lr_min", "lr_max")))
-    except KeyError as error:
-        raise InputError(
-            f"config.json or results.json in {str(run)!r} has no {error}; is it of a finished run?"
-        ) from error
-    train_images, test_images = load_data(data, root)
-    if (k := len(test_images.classes)) != (found := model.head.linear.out_features):
-        raise InputError(f"data {data!r} has {k} classes, but the model of {str(run)!r} has {found}")
-    probabilities = predict(model, test_images, precision=precision)
-    history, steps = (read_csv(run / name) for name in ("history.csv", "lr.csv"))
-    draw(run / "figures", history, steps, schedule, rates, train_images, test_images, augment, model, probabilities)
-    print(f"figures are in {run / 'figures'}")
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{str(run)!r} is not a folder that eva-utils train has finished ({error})") from error
+    train_images, test_images = load_data(data, root, size)
+    history, steps = read_csv(run / HISTORY), read_csv(run / STEPS)
+    draw(run, history, steps, schedule, rates, train_images, test_images, augment, model)
 
 
 def cycle(out, lr_min, lr_max, step_size, cycles) -> None:
@@ -157,61 +182,24 @@ def cycle(out, lr_min, lr_max, step_size, cycles) -> None:
         "cycle": plots.zigzag(zigzag, cycles, annotate=True),
         "policies": plots.policies(named, end),
     }.items():
-        print(plots.save(figure, Path(out) / f"{name}.png"))
+        print(plots.save(figure, folder_of(out) / f"{name}.png"))
 
 
-def draw(
-    folder: Path, history, steps, schedule, rates, train_images, test_images, augment, model, probabilities
-) -> None:
-    """All figures of a run into ``folder``, instead of an earlier run's."""
+def draw(run: Path, history, steps, schedule, rates, train_images, test_images, augment, model) -> None:
+    """All figures of a run into its folder."""
+    probabilities = probabilities_of(model, test_images)
+    mistakes = misclassified(model, test_images, probabilities).pick(25)
     figures = {
-        "samples": plots.samples(train_images),
-        "augmented": plots.augmented(train_images, augment),
-        "lr_schedule": plots.applied(steps, schedule),
-        "history": plots.history(history),
-        "confusion": plots.confusion(confusion(model, test_images, probabilities)),
+        "samples": lambda: plots.samples(train_images),
+        "augmented": lambda: plots.augmented(train_images, augment),
+        "lr_schedule": lambda: plots.applied(steps, schedule),
+        "history": lambda: plots.history(history),
+        "confusion": lambda: plots.confusion(confusion(model, test_images, probabilities)),
+        "misclassified": lambda: plots.misclassified(mistakes),
+        "gradcam": lambda: plots.gradcam(gradcam(model, mistakes)),
     }
     if rates:
-        figures["lr_finder"] = plots.lr_range(rates)
-    mistakes = misclassified(model, test_images, probabilities).pick(25)
-    cams = gradcam(model, mistakes)
-    figures |= {"misclassified": plots.misclassified(mistakes), "gradcam": plots.gradcam(cams)}
-    figures |= {f"gradcam/{i + 1:02}": plots.gradcam(cams[i : i + 1]) for i in range(len(mistakes))}
-    for file in [folder / "lr_finder.png", *folder.glob("gradcam/[0-9][0-9].png")]:
-        with contextlib.suppress(OSError):  # if it cannot be, saving will say so
-            file.unlink()  # of a run that had more figures; only now, when all are drawn
-    for name, figure in figures.items():
-        plots.save(figure, folder / f"{name}.png")
-
-
-def _finished(out: Path, config: dict, fresh: bool) -> dict | None:
-    """The results in ``out`` if it holds this very run, finished. Raises InputError if it holds another one."""
-    # A config without these is from a command that failed before it trained; find_lr sees to the range test's.
-    if not fresh and any((out / name).is_file() for name in TRAINED):
-        old = read_json(out / "config.json")
-        there, here = ({key: c.get(key) for key in config if key not in HERE_ONLY} for c in (old, config))
-        if changed := differences(there, here):
-            raise InputError(
-                f"{str(out)!r} holds a run of another configuration:\n{changed}\n"
-                "choose another --out, or start over with --fresh"
-            )
-        if (out / "results.json").is_file():
-            return read_json(out / "results.json")
-    return None
-
-
-def _kept(file: Path) -> LRRange | None:
-    """The range test in ``file``. Once training has begun it stays, even if the data change: ``fit`` refuses those."""
-    if not (file.is_file() and file.with_name("checkpoint.pt").is_file()):
-        return None
-    print(f"{file}: range test done before")
-    return LRRange.load(file)
-
-
-def _placeholders(lr_min, lr_max) -> tuple[float, float]:
-    """Rates to check the rest with, where they are still to be found."""
-    if lr_max != "find":
-        check("lr_max", lr_max, 0 < lr_max < float("inf"), "a positive number")
-    if lr_min == "find":
-        lr_min = 1e-3 if lr_max == "find" else lr_max / 2
-    return lr_min, 2 * lr_min if lr_max == "find" else lr_max
+        figures["lr_finder"] = lambda: plots.lr_range(rates)
+    else:
+        forget(run / FIGURES, "lr_finder.png")
+    print(f"{len(plots.save_all(run / FIGURES, figures))} figures are in {run / FIGURES}")

@@ -1,15 +1,19 @@
-"""Two rates read off a curve of loss against learning rate."""
+"""A range test's curve, loss against rate, and the two rates read off it."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from .errors import InputError
+from .run import plain, write_json
 
 LEARNS = 0.2  # LR_MIN: this share of the loss's fall is made, the network has begun to learn
-BEYOND = 6  # LR_MAX over the rate at which half of the fall is made; chosen by benchmarks/lr_finder.py
+BEYOND = 6  # LR_MAX over the rate at which half of the fall is made; chosen by trainings (docs/rates.md)
+APART = 10  # LR_MAX is at least so many times LR_MIN
 TURNS = 0.4  # and LR_MAX is never where the loss has risen again by this share of its fall
 STOPS = 5  # times the lowest loss: where torch-lr-finder ends a test
 SMOOTH = 11  # steps in the centred mean: centred, because an average of the past would move the curve to the right
@@ -17,14 +21,19 @@ SMOOTH = 11  # steps in the centred mean: centred, because an average of the pas
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Arrays (steps,): the rate of each step, the loss of its batch in nats, and the loss smoothed.
+    """Arrays (steps,): the rate of each step, the loss of its batch, and the loss smoothed.
 
     Smoothed it is a mean over ``SMOOTH`` steps, where a loss above the first ones counts as the highest of those.
+    guess: the loss of somebody who only guesses, ln(classes) in nats; infinite where the loss is another one.
     """
 
     lr: np.ndarray
     loss: np.ndarray
     smooth: np.ndarray
+    guess: float = np.inf
+
+    def __repr__(self) -> str:
+        return f"Curve({len(self.lr)} steps, rates {self.lr[0]:.3g} to {self.lr[-1]:.3g})"
 
     def valley(self) -> tuple[int, int]:
         """The step with the lowest smoothed loss of the valley, and the first step behind it (or their number).
@@ -39,21 +48,57 @@ class Curve:
         edge = int(up.argmax()) if up.any() else len(up)
         return int(self.smooth[:edge].argmin()), edge
 
-    def rate_at(self, share: float, start: float = np.inf) -> float:
-        """The rate at which this share (above 0) of the fall is made, between two steps; the fall from ``start`` nats,
-        if that is below the first loss."""
+    @property
+    def fall_from(self) -> float:
+        """Where learning starts: a loss above a guess's is the overconfidence of first weights, which goes at once."""
+        return float(min(self.smooth[0], self.guess))
+
+    def rate_at(self, share: float, start: float) -> float:
+        """The rate at which this share (above 0) of the fall from ``start`` is made, between two steps."""
         lowest = np.minimum.accumulate(self.smooth[: self.valley()[0] + 1])
-        start = min(start, lowest[0])
         made = (start - lowest) / (start - lowest[-1])
         after = max(1, int(np.argmax(made >= share)))
         return float(np.exp(np.interp(share, made[after - 1 : after + 1], np.log(self.lr[after - 1 : after + 1]))))
 
+    def half(self) -> float:
+        """The rate at which half of the fall is made."""
+        return self.rate_at(0.5, self.fall_from)
 
-def choose_rates(lr: np.ndarray, loss: np.ndarray, guess: float = np.inf) -> tuple[float, float, dict[str, str], Curve]:
-    """(lr_min, lr_max, reasons, curve) read off a range test's rates and losses, arrays (steps,) of growing rate.
 
-    guess: the loss of somebody who only guesses, ln(classes). A loss above it is the overconfidence of first weights,
-    and what the test takes off that is not learning: half of the fall is counted from ``guess`` at most.
+@dataclass(frozen=True, eq=False)
+class LRRange:
+    """What a range test found: both rates, a sentence on each (``reasons``: lr_min, lr_max), the curve, its seconds."""
+
+    lr_min: float
+    lr_max: float
+    reasons: dict[str, str]
+    curve: Curve
+    seconds: float = 0.0
+    settings: dict | None = None
+
+    def __repr__(self) -> str:
+        return f"LRRange(lr_min={self.lr_min:.3g}, lr_max={self.lr_max:.3g}, {self.curve!r})"
+
+    def save(self, path: Path) -> None:
+        write_json(path, {**vars(self), "curve": plain(vars(self.curve))})
+
+    @classmethod
+    def load(cls, path: Path) -> LRRange:
+        """Raises ``InputError`` if the file is something else."""
+        try:
+            state = json.loads(Path(path).read_text(encoding="utf8"))
+            curve = {key: np.array(value) if key != "guess" else value for key, value in state.pop("curve").items()}
+            return cls(curve=Curve(**curve), **state)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"{str(path)!r} cannot be read as a range test ({error}); delete it") from error
+
+
+def read_curve(lr: np.ndarray, loss: np.ndarray, guess: float = np.inf) -> LRRange:
+    """Both rates read off a range test's rates and losses, arrays (steps,) of growing rate; ``guess`` as in ``Curve``.
+
+    LR_MAX is six times the rate at which half of the fall is made, the fall counted from the guess where the loss
+    starts above it; but never where the loss has come up again by 40 % of the whole fall. LR_MIN is where a fifth of
+    the whole fall is made, at most a tenth of LR_MAX. Raises ``InputError`` for a curve that cannot be read.
     """
     finite = np.isfinite(loss)
     end = len(loss) if finite.all() else int(finite.argmin())
@@ -61,35 +106,37 @@ def choose_rates(lr: np.ndarray, loss: np.ndarray, guess: float = np.inf) -> tup
     if not end:
         raise InputError("the loss of the range test is not finite from its first step; check data and model")
     if end < 2 * SMOOTH:
-        raise InputError(
-            f"the loss blew up after {end} steps of the range test, at a rate of {lr[-1]:.3g}: "
-            "the curve is too short to read; lower lr_start"
-        )
+        cure = "lower lr_start" if not finite.all() or loss[-1] > STOPS * loss.min() else "take more steps"
+        raise InputError(f"the range test gave {end} losses, up to a rate of {lr[-1]:.3g}: too short to read; {cure}")
     half = SMOOTH // 2
     # How far a blow-up goes means nothing, but the mean would carry it back to rates before it.
     level = np.minimum(loss, top := loss[:half].max())
     if blew_up := not finite.all() or loss[-1] > STOPS * loss.min():
         level = np.append(level, [top] * half)  # the mean shall see it coming, as it does one in the middle
-    curve = Curve(lr, loss, np.array([level[max(0, i - half) : i + half + 1].mean() for i in range(end)]))
+    curve = Curve(lr, loss, np.array([level[max(0, i - half) : i + half + 1].mean() for i in range(end)]), float(guess))
     low, edge = curve.valley()
     start, bottom = curve.smooth[0], curve.smooth[low]
     noise = np.std(np.diff(level[: low + 1])) / np.sqrt(SMOOTH) if low > 1 else np.inf
-    if start - bottom < max(5 * noise, 0.01 * abs(start)):
+    if min(start - bottom, curve.fall_from - bottom) < max(5 * noise, 0.01 * abs(start)):
         raise InputError(
-            f"the curve of the range test is flat: the loss fell by {start - bottom:.3g} from {start:.3g} between "
-            f"rates {lr[0]:.3g} and {lr[-1]:.3g}; check data and model, or take a wider range"
+            f"the curve of the range test is flat: the loss came from {start:.3g} to {bottom:.3g} between rates "
+            f"{lr[0]:.3g} and {lr[-1]:.3g}, which is no learning; check data and model, "
+            "take a wider range, and a network that is not trained yet"
         )
-    middle, last = curve.rate_at(0.5, guess), float(lr[edge - 1])
+    middle, last = curve.half(), float(lr[edge - 1])
     lr_max = min(BEYOND * middle, last)
-    lr_min = min(curve.rate_at(LEARNS), lr_max / 10)
+    lr_min = min(found := curve.rate_at(LEARNS, start), lr_max / APART)
     limit = f"last rate before the loss comes up again by {TURNS:.0%} of its fall"
     if edge == end:
         limit = "last rate before the loss blew up" if blew_up else "test's last rate"
+    since = f" from {curve.fall_from:.2f}, the loss of a guess," if guess < start else ""
     reasons = {
         "lr_min": f"the loss falls from {start:.2f} to {bottom:.2f} (at a rate of {lr[low]:.3g}); here it has "
-        f"made {LEARNS:.0%} of that: the network has begun to learn.",
-        "lr_max": f"{BEYOND} times {middle:.3g}, the rate at which the loss has made half of its fall."
+        f"made {LEARNS:.0%} of that: the network has begun to learn."
+        if lr_min == found
+        else f"a tenth of LR_MAX; {LEARNS:.0%} of the fall is made later, at {found:.3g}.",
+        "lr_max": f"{BEYOND} times {middle:.3g}, the rate at which half of the fall{since} is made."
         if BEYOND * middle <= last
         else f"the {limit}; {BEYOND} times the rate at half of the fall would be higher.",
     }
-    return lr_min, lr_max, reasons, curve
+    return LRRange(float(lr_min), float(lr_max), reasons, curve)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 
 import torch
 from torch import nn
 
-from .conv import Conv3x3
 from .errors import InputError, check
-from .evaluation import eval_mode
 
 
 def conv_bn(inputs: int, outputs: int, pool: bool = False) -> nn.Sequential:
     """Conv3x3 (padding 1, no bias) - [MaxPool2] - BatchNorm - ReLU: (n, inputs, h, w) -> (n, outputs, h, w or h/2)."""
-    layers = OrderedDict(conv=Conv3x3(inputs, outputs))
+    layers = OrderedDict(conv=nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))
     if pool:
         layers["pool"] = nn.MaxPool2d(2)
     layers["bn"] = nn.BatchNorm2d(outputs)
@@ -96,41 +95,28 @@ def summary(model: nn.Module, size: int = 32) -> str:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    rows: list[tuple[str, str, int, int]] = []
-    counter = FlopCounterMode(display=False)
+    rows, before, counter = [], [], FlopCounterMode(display=False)
+    network = copy.deepcopy(model).eval()  # hooks and mode are those of a copy
 
-    def note(name: str):
-        before = []
+    def end(name: str, module: nn.Module, output) -> None:
+        macs = (counter.get_total_flops() - before.pop()) // 2
+        shape = getattr(output, "shape", ["", "several"])  # a user's layer may return a tuple
+        rows.append((name, " x ".join(map(str, shape[1:])), sum(p.numel() for p in module.parameters()), macs))
 
-        def start(module, inputs) -> None:
-            before.append(counter.get_total_flops())
-
-        def end(module, inputs, output) -> None:
-            macs = (counter.get_total_flops() - before.pop()) // 2
-            parameters = sum(p.numel() for p in module.parameters())
-            shape = getattr(output, "shape", ["", "several"])  # a user's layer may return a tuple
-            rows.append((name, " x ".join(map(str, shape[1:])), parameters, macs))
-
-        return start, end
-
-    leaves = [(name, module) for name, module in model.named_modules() if not any(module.children())]
-    hooks = []
+    for name, module in network.named_modules():
+        if not any(module.children()):
+            name = name or type(module).__name__
+            module.register_forward_pre_hook(lambda *_: before.append(counter.get_total_flops()))
+            module.register_forward_hook(lambda module, _, output, name=name: end(name, module, output))
     try:
-        for name, module in leaves:
-            start, end = note(name or type(module).__name__)
-            hooks += [module.register_forward_pre_hook(start), module.register_forward_hook(end)]
-        with eval_mode(model), torch.no_grad(), counter:
-            model(next(model.parameters()).new_zeros(1, 3, size, size))
+        with torch.no_grad(), counter:
+            network(next(network.parameters()).new_zeros(1, 3, size, size))
     except RuntimeError as error:
         reason = str(error).split("\n")[0]
         raise InputError(
             f"the model cannot take an image of {size} x {size} pixels ({reason}); give size= for others"
         ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
     total = ("total", "", sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
     lines = [f"{name:<28} {shape:>14} {count:>12,} {macs / 1e6:>10.2f}" for name, shape, count, macs in [*rows, total]]
     head = f"{'layer':<28} {'output':>14} {'parameters':>12} {'mult-adds/M':>11}"
-    rule = "-" * len(head)
-    return "\n".join([head, rule, *lines[:-1], rule, lines[-1]])
+    return "\n".join([head, "-" * len(head), *lines[:-1], "-" * len(head), lines[-1]])

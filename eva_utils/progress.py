@@ -6,7 +6,7 @@ import sys
 
 from tqdm.std import tqdm
 
-from .distributed import rank
+from .processes import rank
 
 HEADER = "epoch    rate   train loss  acc %   test loss  acc %  EMA acc %   images/s  remaining"
 
@@ -22,7 +22,7 @@ def line(row: dict, epochs: int) -> str:
     )
 
 
-def bar(images: int, words: str) -> tqdm:
+def bar(images: int | None, words: str) -> tqdm:
     """Progress within an epoch; in a log or a notebook, where each update stays, only if the epoch is long."""
     live = sys.stderr.isatty()
     return tqdm(

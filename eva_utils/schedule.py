@@ -1,8 +1,7 @@
 """Learning-rate policies: pure functions of the epoch (a float), so plot and training cannot disagree.
 
-``policy(epoch)`` gives the rate at that epoch, for a number or an array. An epoch is a float: step 49 of 98
-in the eighth epoch is 7.5. The cyclic policies only divide by ``step_size``, so they work just as well
-when both are counted in iterations, as ``torch.optim.lr_scheduler.CyclicLR`` does it.
+``policy(epoch)`` gives the rate at that epoch, for a number or an array. An epoch is a float: step 49 of 98 in the
+eighth epoch is 7.5. The cyclic policies only divide by ``step_size``, so both may be counted in iterations as well.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ class _Policy:
 
     def _height(self, epoch: np.ndarray) -> np.ndarray:
         """The rate's place between lr_min (0) and lr_max (1)."""
-        raise TypeError(f"{type(self).__name__} is not a policy of its own")
+        raise NotImplementedError
 
     def __call__(self, epoch):
         """The learning rate at ``epoch``: a float for a number, an array of the same shape for an array."""
@@ -36,15 +35,30 @@ class _Policy:
     def scheduler(self, optimizer, steps_per_epoch: int):
         """A ``torch.optim.lr_scheduler.LambdaLR`` that follows this policy, for a training loop of your own.
 
-        Call its ``step()`` once a batch, after ``optimizer.step()``. It replaces the rates that the optimizer
-        was made with.
+        Call its ``step()`` once a batch, after ``optimizer.step()``. Of several parameter groups the one with the
+        highest rate follows the policy; the others keep their ratio to it. Save and load the optimizer and the
+        scheduler by their ``state_dict``, in either order.
         """
         from torch.optim.lr_scheduler import LambdaLR
 
+        class Follow(LambdaLR):
+            def load_state_dict(self, state_dict) -> None:
+                super().load_state_dict(state_dict)
+                # LambdaLR leaves the rate as it is until its next step, which would be one step late.
+                for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+                    group["lr"] = rate
+
         check("steps_per_epoch", steps_per_epoch, steps_per_epoch >= 1, "1 or more")
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] = 1.0  # LambdaLR multiplies; by one it hands our rate through
-        return LambdaLR(optimizer, lambda step: self(step / steps_per_epoch))
+        for group, ratio in zip(optimizer.param_groups, ratios(optimizer), strict=True):
+            group["lr"] = group["initial_lr"] = ratio  # what LambdaLR multiplies with our rate
+        return Follow(optimizer, lambda step: self(step / steps_per_epoch))
+
+
+def ratios(optimizer) -> list[float]:
+    """The rate of each parameter group over the highest of them."""
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    check("the optimizer's highest rate", max(rates), 0 < max(rates) < np.inf, "a positive number")
+    return [rate / max(rates) for rate in rates]
 
 
 @dataclass(frozen=True)
@@ -140,12 +154,8 @@ class StepDecay(_Policy):
         check("lr", self.lr, 0 < self.lr < np.inf, "a positive number")
         check("gamma", self.gamma, 0 < self.gamma <= 1, "in (0, 1]")
         shares = (0, *self.milestones, 1)
-        check(
-            "milestones",
-            self.milestones,
-            list(shares) == sorted(set(shares)),
-            "growing shares of the epochs, between 0 and 1",
-        )
+        right = "growing shares of the epochs, between 0 and 1"
+        check("milestones", self.milestones, list(shares) == sorted(set(shares)), right)
 
     def __call__(self, epoch):
         passed = np.searchsorted(np.multiply(self.milestones, self.epochs), epoch, side="right")

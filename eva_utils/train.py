@@ -1,200 +1,181 @@
-"""Training: ``fit`` follows a schedule step by step, records what it applied, and goes on where it was stopped."""
+"""The training itself: one step, which the range test takes as well, and one epoch of them."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import io
-import os
-from dataclasses import dataclass
-from pathlib import Path
+import copy
+import math
+import time
 
 import torch
 from torch import nn
 
-from . import checkpoint as checkpoints
-from . import distributed
-from .augment import Augment
-from .batches import loader, to_device
-from .errors import InputError, check_recipe
-from .evaluation import check_model, check_trainable
-from .images import Images, check_labels, crc32
-from .model import ResNet9
-from .precision import choose_device, choose_precision, keep_memory
-from .schedule import OneCycle
-from .trainer import Trainer
+from . import progress
+from .batches import seed_for
+from .device import autocast, seeded
+from .errors import InputError, check
+from .look import evaluate
+from .processes import average_buffers, parallel, raise_if_stopped, rank, total, world_size
+from .recipe import Recipe
+from .schedule import ratios
+
+EMA_EVERY = 5  # steps between two updates of the average: as good as every step, at a fifth of the cost
 
 
-@dataclass(frozen=True, eq=False)
-class Run:
-    """A finished training.
+def step(network, optimizer, scaler, recipe: Recipe, x, y, precision: str, share: float = 1.0):
+    """One training step at the rate that the optimizer has: (loss, logits). ``fit`` and the range test take this one.
 
-    model: the network with its last weights (the very object given to ``fit``). ema: a copy with the averaged weights
-    and BatchNorm statistics. Both are in eval mode. history: a dict an epoch (loss in nats, accuracy in per cent,
-    seconds since the start). steps: a dict a batch (step, epoch, planned, applied, skipped, loss); an fp16 overflow
-    skips the step, and the schedule waits. settings: what the run depended on.
+    share: of several processes, what this one's images weigh in the mean over all.
     """
-
-    model: nn.Module
-    ema: nn.Module
-    schedule: object
-    history: list[dict]
-    steps: list[dict]
-    settings: dict
-    device: str
-    precision: str
-    seconds_total: float
-    seconds_train: float
-    images_per_second: float
+    with autocast(x.device, precision):
+        logits = network(x)
+    if not isinstance(logits, torch.Tensor):
+        raise InputError(f"the model gives a {type(logits).__name__} in train mode; switch auxiliary outputs off")
+    loss = recipe.loss(logits.float(), y) * share
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)  # leaves the step out if a gradient has overflowed
+    scaler.update()
+    return loss.detach(), logits.detach()
 
 
-def fit(
-    model: nn.Module,
-    train: Images,
-    test: Images,
-    schedule,
-    *,
-    augment=Augment(),  # noqa: B008 - it is frozen
-    batch_size: int = 512,
-    seed: int = 0,
-    momentum: float = 0.9,
-    weight_decay: float = 1e-3,
-    label_smoothing: float = 0.0,
-    ema: float = 0.05,
-    precision: str = "auto",
-    device: str | torch.device | None = None,
-    engine: str = "batch",
-    workers: int = 2,
-    checkpoint: str | Path | None = None,
-    fresh: bool = False,
-) -> Run:
-    """Train ``model`` with SGD and Nesterov momentum; the rate follows ``schedule`` step by step.
+def set_rate(optimizer, rate: float, shares: list[float]) -> None:
+    for group, share in zip(optimizer.param_groups, shares, strict=True):
+        group["lr"] = rate * share
 
-    model: any module that gives logits (n, classes) for (n, 3, h, w); it is trained in place.
-    schedule: a dataclass with ``epochs``, such as ``OneCycle``; called with the epoch (a float) before every step.
-    augment, batch_size, engine, workers: see ``batches.loader``. All of an epoch's randomness is a function of
-        ``seed`` and the epoch.
-    ema: time constant of the weights' exponential moving average, as a share of the steps so far (in essence the
-        power function EMA of T. Karras et al., arXiv:2312.02696, whose gamma is 1 / ema - 1). The average is evaluated
-        beside the weights themselves, and BatchNorm statistics are averaged too.
-    precision, device: see the module ``precision``; chosen by what is there.
-    checkpoint: a folder. The state is saved there after each epoch, and a later call with the same arguments goes on
-        from it; with ``fresh`` it starts over.
 
-    Under torchrun, within ``distributed.process_group()``, all processes call this together: each takes its shard of
-    every batch (``batch_size`` is that of the whole), rank 0 alone uses ``checkpoint``, and all get the same ``Run``.
+def set_train_mode(model: nn.Module, like: nn.Module) -> None:
+    """Train mode, but for what the caller has frozen: layers in eval mode within ``like``, which is in train mode; of
+    one that is in eval mode as a whole, BatchNorm whose parameters are frozen."""
 
-    The test images are only looked at: the result is the last epoch's, whatever came before.
-    Raises ``InputError`` for arguments that do not fit together, for a checkpoint that is damaged or belongs to another
-    configuration, and if the loss stops being finite (the last checkpoint is kept).
-    """
-    check_recipe(momentum, weight_decay, label_smoothing, ema)
-    check_trainable(model)
-    device = choose_device(device)
-    precision = choose_precision(device, precision)
-    if device.type == "cpu":
-        keep_memory()
-    batches = loader(train, augment, batch_size, seed=seed, device=device, engine=engine, workers=workers,
-                     shard=(distributed.rank(), distributed.world_size()))  # fmt: skip
-    if train.classes != test.classes:
-        raise InputError(f"train and test do not belong together: classes {train.classes} and {test.classes}")
-    if train.pixels.shape[1:] != test.pixels.shape[1:]:
-        raise InputError(f"train and test do not belong together: {train!r} and {test!r}")
-    check_labels(train)
-    epochs = getattr(schedule, "epochs", None)
-    if epochs is None or epochs != int(epochs) or not dataclasses.is_dataclass(schedule):
-        raise InputError(
-            f"schedule is {schedule!r}; it has to be a dataclass with a whole number of epochs, like OneCycle"
+    def frozen(module: nn.Module) -> bool:
+        norm = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine
+        return not module.training and (like.training or (norm and not module.weight.requires_grad))
+
+    stay = [name for name, module in like.named_modules() if frozen(module)]
+    model.train()
+    for name in stay:
+        model.get_submodule(name).eval()
+
+
+class Trainer:
+    """The state between two epochs, and how an epoch changes it."""
+
+    def __init__(self, model: nn.Module, batches, schedule, recipe: Recipe, precision: str) -> None:
+        self.batches, self.schedule, self.recipe, self.precision = batches, schedule, recipe, precision
+        self.device, self.epochs = batches.device, int(schedule.epochs)
+        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.network = parallel(self.model)  # the model itself, or DDP around it
+        self.ema = copy.deepcopy(self.model).requires_grad_(False)
+        set_train_mode(getattr(self.network, "module", self.network), self.model)
+        self.optimizer = recipe.make_optimizer(self.model.parameters())
+        self.shares = ratios(self.optimizer)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self.scale = self.scaler.get_scale()
+        self.history: list[dict] = []
+        self.steps: list[dict] = []
+        self.taken = 0  # optimizer steps: where the schedule stands
+        self.seconds_train = 0.0
+        self.images = self.tested = 0  # in an epoch, and in its test
+
+    def epoch(self) -> dict:
+        """One pass over the training images; the row it leaves for the history."""
+        start, number = time.perf_counter(), len(self.history)
+        losses, taken, sizes = [], [], []
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        bar = progress.bar(
+            None if self.batches.sizes is None else sum(self.batches.sizes), f"epoch {number + 1}/{self.epochs}"
         )
-    settings = checkpoints.plain({
-        "data": train.name,
-        "n_train": len(train),
-        "n_test": len(test),
-        "data_crc32": crc32(train, test),
-        "params": sum(p.numel() for p in model.parameters()),
-        "network": checkpoints.fingerprint(model),
-        "policy": type(schedule).__name__,
-        **{f"schedule.{key}": value for key, value in dataclasses.asdict(schedule).items()},
-        "augment": augment,
-        "engine": engine,
-        "batch_size": batch_size,
-        "seed": seed,
-        "momentum": momentum,
-        "weight_decay": weight_decay,
-        "label_smoothing": label_smoothing,
-        "ema": ema,
-    })  # fmt: skip
-    _check_agreement({**settings, "precision": precision, "device": device.type})
-    with contextlib.ExitStack() as held:
-        if checkpoint is not None:
-            distributed.on_first(held.enter_context)(checkpoints.exclusive(Path(checkpoint)))
-        return _fit(model, train, test, schedule, settings, batches, precision, checkpoint, fresh)
+        # Dropout and the like in a user's network: a function of (seed, epoch), too.
+        with seeded(self.device, seed_for(self.recipe.seed, number, 1 + rank())), bar:
+            for i, (x, y) in enumerate(self.batches.epoch(number)):
+                raise_if_stopped()
+                sizes.append(self.batches.sizes[i] if self.batches.sizes else len(y))
+                epoch = self.taken / len(self.batches)
+                planned = float(self.schedule(epoch))
+                check(f"schedule({epoch:g})", planned, 0 <= planned < math.inf, "a rate, 0 or more")
+                set_rate(self.optimizer, planned, self.shares)
+                # DDP takes the plain mean over processes; a shard counts by its images.
+                share = len(y) * world_size() / sizes[-1]
+                loss, logits = step(self.network, self.optimizer, self.scaler, self.recipe, x, y, self.precision, share)
+                losses.append(loss)
+                correct += (logits.argmax(1) == y).sum()
+                taken.append(self._took(planned, epoch))
+                bar.update(sizes[-1])
+        check("number of batches", len(taken), len(taken) == len(self.batches), f"{len(self.batches)}, as len() says")
+        for row, loss in zip(taken, (total(torch.stack(losses)) / world_size()).tolist(), strict=True):
+            row["loss"] = loss
+            if not math.isfinite(loss):
+                where = f"step {row['step']} (epoch {row['epoch']:.2f}, rate {row['applied']:.4g})"
+                raise InputError(
+                    f"the loss became {loss} at {where}: "
+                    "the rate is too high for this network; lower lr_max. The last checkpoint, if any, is kept"
+                )
+        self.steps += taken
+        n, seconds = sum(sizes), time.perf_counter() - start
+        self.seconds_train += seconds
+        self.images = n
+        return {
+            "epoch": number + 1,
+            "lr": taken[-1]["applied"],
+            "train_loss": sum(row["loss"] * size for row, size in zip(taken, sizes, strict=True)) / n,
+            "train_accuracy": 100 * int(total(correct)) / n,
+            "skipped": sum(row["skipped"] for row in taken),
+            "images_per_second": n / seconds,
+            "seconds_train": self.seconds_train,
+        }
 
+    def _took(self, planned: float, epoch: float) -> dict:
+        """What ``steps`` says of a step; and the average, where one is due."""
+        before, self.scale = self.scale, self.scaler.get_scale()
+        skipped = self.scale < before  # then the schedule waits, so that it cannot drift
+        # Read back from the optimizer, so that it is evidence and not the plan once more.
+        applied = max(group["lr"] for group in self.optimizer.param_groups)
+        row = {"step": self.taken, "epoch": epoch, "planned": planned, "applied": applied, "skipped": int(skipped)}
+        if not skipped:
+            self.taken += 1
+            if self.taken % EMA_EVERY == 0:
+                self.average()
+        return row
 
-def _fit(model, train, test, schedule, settings, batches, precision, checkpoint, fresh) -> Run:
-    device = batches.device
-    trainer = Trainer(model, batches, schedule, settings, precision)
-    file = None if checkpoint is None else Path(checkpoint) / "checkpoint.pt"
-    if file and (state := distributed.on_first(_stored)(file, fresh)):
-        trainer.load_state_dict(state, file)
-        before, now = state.get("processes", 1), distributed.world_size()
-        change = f", {before} process{'es' * (before > 1)} so far, {now} from here on" if before != now else ""
-        done = trainer.epoch == trainer.epochs
-        rest = "finished, nothing to compute" if done else f"going on after epoch {trainer.epoch}{change}"
-        print(f"{file}: {rest}")
-    if not all(p.isfinite().all() for p in trainer.model.parameters()):
-        raise InputError("the model has weights that are not finite, from a run that failed perhaps; make it anew")
-    check_model(trainer.model, test, precision)
-    trainer.run(to_device(test, device), file, fresh)
-    seconds = trainer.seconds
-    return Run(
-        model=trainer.model.eval(),
-        ema=trainer.ema.eval(),
-        schedule=schedule,
-        history=trainer.history,
-        steps=trainer.steps,
-        settings=settings,
-        **trainer.where,
-        seconds_total=seconds["total"],
-        seconds_train=seconds["train"],
-        images_per_second=len(train) * trainer.epochs / seconds["train"],
-    )
+    def average(self) -> None:
+        """Move the EMA: parameters and BatchNorm statistics are averaged, other buffers copied."""
+        average_buffers(self.model)
+        # Over a share of the steps so far, so that the first ones, far from anything good, do not linger in it.
+        first = self.taken <= EMA_EVERY
+        weight = 1.0 if first else 1 - math.exp(-EMA_EVERY / (self.recipe.ema * self.taken))
+        mean, new = list(self.ema.parameters()), list(self.model.parameters())
+        for (name, kept), buffer in zip(self.ema.named_buffers(), self.model.buffers(), strict=True):
+            if name.rpartition(".")[2] in ("running_mean", "running_var"):
+                mean, new = [*mean, kept], [*new, buffer]
+            else:
+                kept.copy_(buffer)
+        with torch.no_grad():
+            torch._foreach_lerp_(mean, new, weight)  # not AveragedModel, which makes a GPU wait
 
+    def test(self, test) -> dict:
+        """The test's part of the history's row."""
+        if self.taken < EMA_EVERY:  # too few steps so far for a first update
+            self.average()
+        average_buffers(self.model)
+        row, options = {}, {"label_smoothing": self.recipe.label_smoothing, "precision": self.precision}
+        for suffix, model in (("", self.model), ("_ema", self.ema)):
+            metrics = evaluate(model, test, **options, sharded=True)
+            self.tested = metrics.n
+            row |= {f"test_loss{suffix}": metrics.loss, f"test_accuracy{suffix}": metrics.accuracy}
+        return row
 
-def _stored(file: Path, fresh: bool) -> dict | None:
-    return checkpoints.load(file) if file.exists() and not fresh else None
+    STATE = ("model", "ema", "optimizer", "scaler")
+    RECORDS = ("history", "steps", "seconds_train", "images", "tested")
 
+    def state_dict(self) -> dict:
+        state = {name: getattr(self, name).state_dict() for name in self.STATE}
+        return state | {name: getattr(self, name) for name in self.RECORDS}
 
-def _check_agreement(mine: dict) -> None:
-    """Raises InputError unless all processes are about to do the same: machines may differ in their data."""
-    first = distributed.on_first(lambda: mine)()
-    for key, value in first.items():
-        if repr(mine.get(key)) != repr(value):  # NaN is not equal to itself
-            raise InputError(
-                f"{key} is {value!r} in process 0 and {mine.get(key)!r} in process {distributed.rank()}; "
-                "all have to be given the same"
-            )
-
-
-def estimate(epochs: int = 24, width: int = 64, images: int = 50_000) -> None:
-    """Print about how long ``find_lr`` and ``fit`` take for ``epochs`` epochs of ``images`` 32 x 32 images here.
-
-    Two short epochs on random pixels are trained for it, which takes some seconds, and the second one is timed. There
-    are a fifth as many test images as training images, as in CIFAR-10, and the range test counts as one more epoch.
-    """
-    device = choose_device()
-    n = 4096 if device.type == "cuda" else 256
-    with torch.random.fork_rng([]), contextlib.redirect_stdout(io.StringIO()):
-        pixels, labels = torch.randint(256, (n, 32, 32, 3), dtype=torch.uint8), torch.arange(n) % 10
-        some = Images(pixels, labels, tuple("0123456789"), (0.5,) * 3, (0.3,) * 3)
-        history = fit(
-            ResNet9(10, width), some, some[: n // 5], OneCycle(2, 1, 1e-6, 2e-6), batch_size=min(n, 512)
-        ).history
-    minutes = (history[1]["seconds"] - history[0]["seconds"]) * (epochs + 1) * images / n / 60
-    long = f"{minutes / 60:.0f} hours" if minutes > 100 else f"{max(1, minutes):.0f} minute{'s' * (minutes >= 1.5)}"
-    print(f"{epochs} epochs of {images:,} images at width {width} take about {long} here")
-    if device.type == "cpu":
-        print("There is no CUDA GPU here.", end=" ")
-        print(
-            "Runtime > Change runtime type > T4 GPU." if "COLAB_RELEASE_TAG" in os.environ else "QUICK = True is quick."
-        )
+    def load_state_dict(self, state: dict) -> None:
+        for name in self.STATE:
+            if state[name]:  # the scaler's is empty when it was written in another precision
+                getattr(self, name).load_state_dict(state[name])
+        for name in self.RECORDS:
+            setattr(self, name, state[name])
+        self.scale = self.scaler.get_scale()
+        self.taken = sum(not row["skipped"] for row in self.steps)

@@ -32,7 +32,8 @@ def batches() -> dict:
     out = {}
     for engine in ("batch", "albumentations"):
         for shard in ((0, 1), (1, 2)):
-            some = loader(images, eva.Augment(alternate=False), 22, seed=3, engine=engine, workers=0, shard=shard)
+            recipe = eva.Recipe(batch_size=22, seed=3, engine=engine, workers=0)
+            some = loader(images, recipe, torch.device("cpu"), shard)
             for epoch in (0, 1):
                 x, y = (torch.cat(parts) for parts in zip(*some.epoch(epoch), strict=True))
                 out[f"{engine} {shard} {epoch}"] = [crc((x * 64).round().to(torch.int16)), y.tolist()]
@@ -47,10 +48,9 @@ def run(folder: Path) -> dict:
     train, test = eva.digits()
     torch.manual_seed(0)
     model = eva.ResNet9(width=8)
-    options = {"augment": eva.Augment(2, False, 4), "batch_size": 64, "seed": 1, "precision": "fp32", "device": "cpu"}
-    rates = eva.find_lr(model, train, **options)
-    trained = eva.fit(model, train, test, eva.OneCycle(2, 1, 0.01, 0.2), checkpoint=folder, **options)
-    eva.save_run(folder, trained, test)
+    recipe = eva.Recipe(batch_size=64, seed=1, augment=eva.Augment(2, False, 4), precision="fp32", device="cpu")
+    rates = eva.find_lr(model, train, recipe)
+    trained = eva.fit(model, train, test, eva.OneCycle(2, 1, 0.01, 0.2), recipe, folder=folder)
     wrong = eva.misclassified(trained.ema, test).pick(3)
     cams = eva.gradcam(trained.ema, wrong)
     return {
@@ -62,7 +62,7 @@ def run(folder: Path) -> dict:
         "ema": sums(trained.ema),
         "accuracies": [[row["test_accuracy"], row["test_accuracy_ema"]] for row in trained.history],
         "mistakes": wrong.index.tolist(),
-        "Grad-CAM": np.stack([cams.predicted, cams.true]).astype(float).sum((3, 4)).tolist(),
+        "Grad-CAM": np.stack([cams.maps, cams.true]).astype(float).sum((3, 4)).tolist(),
         "columns": {name: (folder / name).read_text().split("\n")[0] for name in ("lr.csv", "history.csv")},
     }
 

@@ -1,104 +1,105 @@
-"""What all figures share: the style, how a figure is made, how it is saved."""
-
-from __future__ import annotations
+"""What all figures share: the style, the title, axes of epochs, words at the ends of lines, how a figure is saved."""
 
 import functools
 import io
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
 import seaborn as sns
 from matplotlib.figure import Figure
+from PIL import Image
 
-from ..checkpoint import write_atomically
-from ..errors import check
+from ..errors import check, first_line
+from ..run import write_atomically
 
-LIMIT = 200_000  # bytes; GitHub and notebooks stay quick
-DPI = 100
-COLORS = sns.color_palette("colorblind").as_hex()
-BLUE, ORANGE, GREEN, RED = COLORS[0], COLORS[1], COLORS[2], COLORS[3]
-STYLE = {
-    **sns.axes_style("whitegrid"),
-    "grid.color": ".9",
-    "axes.edgecolor": ".6",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 11,
-    "legend.frameon": False,
-    "figure.dpi": DPI,
-}
+SCREEN, FINE = 100, 200  # dots an inch: in a notebook, and of saved figures unless they are made of many pictures
+# Words in each have a contrast of 4.5 : 1 or more on white; the colour-blind can tell the first three apart.
+COLORS = BLUE, ORANGE, GREEN, *_ = ("#0072b2", "#b85600", "#00694c", "#1f1f1f", "#8f4fa8", "#6e6e6e")
+GREY = "0.35"
+PNG = {"format": "png", "bbox_inches": "tight", "pad_inches": 0.15, "facecolor": "white"}
+STYLE = sns.axes_style("whitegrid") | {
+    "grid.color": ".9", "axes.edgecolor": ".6", "axes.spines.top": False, "axes.spines.right": False,
+    "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 11,
+    "text.parse_math": False,  # the names of classes: "5$ or 10$" is no formula
+    "figure.titlesize": 13, "figure.titleweight": "bold", "legend.frameon": False, "legend.fontsize": 10,
+}  # fmt: skip
 
 
-def styled(draw):
-    """``draw`` in this package's style, without changing the style of anybody else's figures."""
+class Picture(Figure):
+    """A figure of ``width`` x ``height`` inches that a notebook shows as a cell's last expression."""
+
+    def __init__(self, width, height, title="", *, layout="constrained", save_dpi=FINE) -> None:
+        super().__init__(figsize=(width, height), dpi=SCREEN, layout=layout)
+        self.save_dpi = save_dpi
+        if title:
+            headline(self, title)
+
+    def _repr_png_(self) -> bytes:
+        self.savefig(large := io.BytesIO(), dpi=SCREEN, **PNG)
+        small = io.BytesIO()  # in 128 colours: a third of the bytes, and a notebook has a dozen of figures
+        Image.open(large).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+        return small.getvalue()
+
+
+def styled(draw: Callable) -> Callable:
+    """``draw`` in this package's style, with an option ``about``: a second, lighter line of the title."""
 
     @functools.wraps(draw)
-    def wrapper(*args, **kwargs) -> Figure:
+    def wrapper(*args, about: str = "", **kwargs) -> Figure:
         with matplotlib.rc_context(STYLE):
-            return draw(*args, **kwargs)
+            figure = draw(*args, **kwargs)
+            title = vars(figure).pop("headline", None)
+            if about and title:
+                title.set_text(title.get_text() + "\n ")  # an empty line, which the layout makes room for
+                figure.add_artist(matplotlib.text.Annotation(about, (0, 0), xycoords=title, va="bottom", color=GREY))
+        return figure
 
     return wrapper
 
 
-class Picture(Figure):
-    """A figure that a notebook shows as a cell's last expression, whatever its matplotlib backend."""
-
-    def __init__(self, width: float, height: float, layout: str | None = "constrained") -> None:
-        """``width``, ``height``: inches."""
-        super().__init__(figsize=(width, height), dpi=DPI, layout=layout)
-
-    def _repr_png_(self) -> bytes:
-        return png(self)
+def headline(where, words: str, **place) -> None:
+    """The title: over the whole picture, or over axes that somebody gave or that are placed by hand."""
+    own = isinstance(where.figure, Picture) and not place
+    where.figure.headline = where.figure.suptitle(words, x=0.01, ha="left") if own else where.set_title(words, **place)
 
 
-def axes(ax, width: float = 8, height: float = 4):
-    """``ax``, or the axes of a new picture of ``width`` x ``height`` inches."""
-    return ax if ax is not None else Picture(width, height).subplots()
+def epoch_axis(ax, end: float) -> None:
+    """From 0 to ``end``, with ticks at whole epochs: 0, 6, ... 24."""
+    ax.set(xlim=(0, end), xlabel="epoch")
+    ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, steps=[1, 2, 3, 4, 6, 10], integer=True))
 
 
-def legend_above(ax, points: float = 2) -> None:
-    """A legend in one row at the right end of the title's line, ``points`` above ``ax``: it covers no curve."""
-    size = 10  # points, the unit of the paddings
-    ax.legend(
-        loc="lower right", bbox_to_anchor=(1, 1), ncols=len(ax.get_legend_handles_labels()[0]), fontsize=size,
-        borderpad=0, borderaxespad=points / size, columnspacing=1.5,
-    )  # fmt: skip
+def beside(ax, words: str, point: tuple, offset: tuple, coordinates="data", *, ha: str = "left", **style) -> None:
+    """``words`` at ``offset`` (in points) from ``point``, in the axes or out of them."""
+    style = {"xycoords": coordinates, "textcoords": "offset points", "va": "center", "fontsize": 10} | style
+    ax.annotate(words, point, offset, ha=ha, annotation_clip=False, **style)
 
 
-def mark(ax, words: str, epoch: float, rate: float, epochs: float) -> None:
-    """``words`` beside a point of a policy, on the side with more room."""
-    late = epoch > epochs / 2
-    offset, side = ((-14, -4), "right") if late else ((14, -4), "left")
-    ax.annotate(words, (epoch, rate), offset, textcoords="offset points", ha=side)
-
-
-def png(figure: Figure) -> bytes:
-    """``figure`` as a PNG of less than 200 kB: with as many colours, up to 256, as that allows, or at last smaller."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
-    picture = Image.open(buffer).convert("RGB")
-    while True:
-        source = picture
-        if not picture.getcolors(2**16):  # photographs: to choose 256 of as many colours would take a minute
-            source = picture.point([value & 0b11111100 | value >> 6 for value in range(256)] * 3)
-        for colours in (256, 224, 160, 96):
-            buffer = io.BytesIO()
-            reduced = source.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-            reduced.save(buffer, format="png", optimize=True)
-            if buffer.tell() < LIMIT:
-                return buffer.getvalue()
-        picture = picture.resize((picture.width // 2, picture.height // 2))
+def label_ends(ax, ends: list[tuple[float, str, str]]) -> None:
+    """Words at the right end of lines, (value, words, colour), moved apart where they would cover each other."""
+    (low, high), below = ax.get_ylim(), -1.0
+    line = 17 / (72 * ax.figure.get_figheight())  # 12 points, of axes that take 70 % of the figure
+    for above, (value, words, color) in zip(range(len(ends) - 1, -1, -1), sorted(ends), strict=True):
+        below = max((value - low) / (high - low), below + line)
+        beside(ax, words, (1, min(below, 1 - line * above)), (7, 0), "axes fraction", color=color)
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write ``figure`` as a PNG of less than 200 kB; returns its path. Raises ``InputError`` where it cannot."""
+    """Write ``figure`` as a PNG, whole or not at all; returns its path. Raises ``InputError`` where it cannot."""
     path = Path(path)
     check("path", str(path), path.suffix.lower() == ".png", "a name that ends in .png")
-    data = png(figure)
-    write_atomically(path, lambda part: part.write_bytes(data))
+    write_atomically(path, lambda part: figure.savefig(part, dpi=getattr(figure, "save_dpi", FINE), **PNG))
     return path
+
+
+def save_all(folder: str | Path, figures: dict[str, Callable[[], Figure]]) -> list[Path]:
+    """Save each of ``figures`` as folder/name.png; returns the paths. One that fails is a line on stderr."""
+    written = []
+    for name, draw in figures.items():
+        try:
+            written.append(save(draw(), Path(folder) / f"{name}.png"))
+        except Exception as error:  # no run is lost for a figure
+            print(f"figure {name}: {first_line(error) or type(error).__name__}", file=sys.stderr)
+    return written

@@ -1,210 +1,148 @@
 """Figures with images: samples, augmentation, confusions, mistakes, Grad-CAM."""
 
-from __future__ import annotations
-
-import math
 import textwrap
 from dataclasses import replace
 
 import numpy as np
 import seaborn as sns
 import torch
-from matplotlib import colormaps, rc_context
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.textpath import TextPath
+from matplotlib import colormaps
 
 from ..batches import loader
-from ._base import DPI, Picture, styled
-
-as_they_are = rc_context({"text.parse_math": False})  # the names of classes: "5$ or 10$" is no formula
-
-
-def _nothing() -> Figure:
-    figure = Picture(8, 1)
-    ax = figure.subplots()  # a notebook shows no figure without
-    ax.axis("off")
-    ax.text(0.5, 0.5, "No test image is misclassified.", ha="center", va="center", fontsize=12)
-    return figure
+from ..recipe import Recipe
+from ._base import SCREEN, Figure, Picture, headline, styled
 
 
-def denormalize(x: torch.Tensor, mean, std) -> np.ndarray:
-    """Normalised pixels (n, 3, h, w) back to RGB in 0..1: float array (n, h, w, 3)."""
-    pixels = x.detach().float().cpu().permute(0, 2, 3, 1) * torch.tensor(std) + torch.tensor(mean)
-    return pixels.clamp(0, 1).numpy()
+def _mosaic(title: str, pictures: np.ndarray, names=(), above=()) -> Figure:
+    """All of ``pictures``, float (rows, columns, h, w, 3), with names beside the rows and words above the columns."""
+    rows, columns, h, w, _ = pictures.shape
+    gap = max(1, w // 20)
+    cells = np.pad(pictures, ((0, 0), (0, 0), (gap, gap), (gap, gap), (0, 0)), constant_values=1.0)
+    h, w = cells.shape[2:4]
+    ax = Picture(0.85 * columns + 1, 0.85 * rows * h / w + 0.6, title, save_dpi=SCREEN).subplots()
+    ax.imshow(cells.swapaxes(1, 2).reshape(rows * h, columns * w, 3), interpolation="nearest")
+    ax.set_xticks(w * (np.arange(len(above)) + 0.5), above)
+    ax.set_yticks(h * (np.arange(len(names)) + 0.5), names)
+    ax.tick_params(length=0, labeltop=True, labelbottom=False, grid_alpha=0)
+    ax.spines[:].set_visible(False)
+    return ax.figure
+
+
+def _words(found, i: int, width: int, explained: int) -> str:
+    """What is said of image ``i``: first of the class that is explained, if it is another one than predicted."""
+    true, predicted, probability = found.caption(i)
+    lines = [f"predicted {predicted} ({100 * probability:.0f}\xa0%)", f"true {true}"]
+    if explained != int(found.predicted[i]):
+        name, share = found.images.classes[explained], float(found.probabilities[i, explained])
+        lines.insert(0, f"class {name} ({100 * share:.0f}\xa0%)")
+    lines[0] = f"{i + 1}. {lines[0]}"
+    return "\n".join(textwrap.fill(line, width) for line in lines)
 
 
 @styled
-@as_they_are
 def samples(images, per_class: int = 8) -> Figure:
     """The first ``per_class`` images of each class, a row a class; of more than 20 classes the first 20."""
-    classes = images.classes[:20]
-    figure = Picture(per_class * 0.8 + 1.2, len(classes) * 0.8)
-    if len(classes) < len(images.classes):
-        figure.suptitle(f"the first {len(classes)} of {len(images.classes):,} classes", fontsize=10)
-    grid = figure.subplots(len(classes), per_class, squeeze=False)
-    for label, row in enumerate(grid):
-        found = images.pixels[(images.labels == label).nonzero().flatten()[:per_class]].cpu().numpy()
-        for ax in row:
-            ax.axis("off")
-        for ax, pixels in zip(row, found, strict=False):
-            ax.imshow(pixels, interpolation="nearest")
-        # Text instead of an axis label, which axis("off") would hide.
-        row[0].text(-0.15, 0.5, classes[label], transform=row[0].transAxes, ha="right", va="center")
-    return figure
+    classes, (_, *shape) = images.classes[:20], images.pixels.shape
+    pictures = np.ones((len(classes), per_class, *shape))
+    for label, row in enumerate(pictures):
+        found = images.pixels[images.labels == label][:per_class]
+        row[: len(found)] = found.cpu() / 255
+    return _mosaic(f"The first {per_class} images of {len(classes)} classes", pictures, classes)
 
 
 @styled
 def augmented(images, augment, count: int = 6, epochs: int = 7, seed: int = 0) -> Figure:
-    """``count`` images, of different classes where there are enough, as they are (left) and in ``epochs`` draws of
-    ``augment``, such as training sees them."""
-    count = min(count, len(images))
-    firsts = np.unique(images.labels.cpu().numpy(), return_index=True)[1][:count]
-    others = np.setdiff1d(np.arange(len(images)), firsts)[: count - len(firsts)]
-    chosen = images[torch.from_numpy(np.concatenate([firsts, others]))]
-    figure = Picture((epochs + 1) * 0.95, count * 0.95 + 0.3)
-    grid = figure.subplots(count, epochs + 1, squeeze=False)
-    for ax, pixels in zip(grid[:, 0], chosen.pixels.cpu().numpy(), strict=True):
-        ax.imshow(pixels, interpolation="nearest")
+    """``count`` images as they are (left), and as ``augment`` draws them in each of ``epochs`` epochs of training."""
+    chosen = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]]
+    count = len(chosen)
     # The place of each image instead of its class as label: an epoch comes in random order, and this undoes it.
-    batches = loader(replace(chosen, labels=torch.arange(count)), augment, batch_size=count, seed=seed, workers=0)
-    for epoch, column in enumerate(grid[:, 1:].T):
+    places = replace(chosen, labels=torch.arange(count), classes=tuple(map(str, range(count))))
+    batches = loader(places, Recipe(augment=augment, batch_size=count, seed=seed, workers=0), torch.device("cpu"))
+    columns = [chosen.pixels.cpu() / 255]
+    for epoch in range(epochs):
         ((x, place),) = batches.epoch(epoch)
-        for ax, picture in zip(column, denormalize(x[place.argsort()], images.mean, images.std), strict=True):
-            ax.imshow(picture, interpolation="nearest")
-        column[0].set_title(f"draw {epoch + 1}", fontsize=9, loc="center", fontweight="normal")
-    grid[0, 0].set_title("original", fontsize=9, loc="center")
-    for ax in grid.flat:
-        ax.axis("off")
-    return figure
+        pixels = x[place.argsort()].permute(0, 2, 3, 1) * torch.tensor(images.std) + torch.tensor(images.mean)
+        columns.append(pixels.clamp(0, 1))
+    words, above = "What training sees of an image", ["original", *(f"epoch {epoch + 1}" for epoch in range(epochs))]
+    return _mosaic(f"{words}: another draw in every epoch", torch.stack(columns, 1).numpy(), above=above)
 
 
 @styled
-@as_they_are
 def confusion(confusion, pairs: int = 5) -> Figure:
     """The confusion matrix (counts), coloured by its mistakes, with the ``pairs`` most confused pairs named."""
     counts, classes = confusion.counts, confusion.classes
-    wrong = counts - np.diag(np.diag(counts))
-    k = len(classes)
-    cell = min(0.62, 20 / k)  # inches
-    size = max(5.0, cell * k + 1.5)
-    figure = Picture(size + 0.8, size + 0.6)
-    ax = figure.subplots()
-    numbers = np.where(counts, counts.astype(str), "") if k <= 20 else False
+    wrong, k = counts - np.diag(np.diag(counts)), len(classes)
+    size = max(5.0, min(0.62 * k, 20) + 1.5)  # inches
+    ax = Picture(size + 0.8, size + 0.6).subplots()
     sns.heatmap(
-        wrong, annot=numbers, fmt="", cmap="Reds", square=True, cbar=False, linewidths=0.5,
-        ax=ax, xticklabels=False, yticklabels=False, annot_kws={"fontsize": 9},
+        wrong, annot=np.where(counts, counts.astype(str), "") if k <= 20 else False, fmt="", cmap="Reds", square=True,
+        cbar=False, linewidths=0.5, ax=ax, xticklabels=False, yticklabels=False,
+        annot_kws={"fontsize": 10, "color": "0.1"}, vmin=0, vmax=2 * max(1, wrong.max()),  # light, under dark numbers
     )  # fmt: skip
-    for i in range(k):
-        ax.add_patch(Rectangle((i, i), 1, 1, fill=False, edgecolor="0.5", lw=1, clip_on=False))
     right, n = int(np.trace(counts)), int(counts.sum())
     ax.set(xlabel="predicted class", ylabel="true class")
-    # Over the whole figure: with few classes the matrix is narrower than this.
-    figure.suptitle(
-        f"{right:,} of {n:,} images right ({100 * right / n:.2f} %); red: mistakes", fontsize=12, fontweight="bold"
-    )
+    headline(ax, f"{right:,} of {n:,} images right ({100 * right / n:.2f} %); red: mistakes")
     # Not by seaborn, which draws each name by itself to see which fit: gigabytes for a hundred classes.
-    names = {"ticks": np.arange(k) + 0.5, "labels": classes, "fontsize": min(10, 65 * cell)}
+    names = {"ticks": np.arange(k) + 0.5, "labels": classes, "fontsize": min(10, 1300 / k)}
     ax.set_xticks(**names, rotation=45, ha="right", rotation_mode="anchor")
     ax.set_yticks(**names)
-    worst = [f"{true} taken for {predicted}: {count}" for true, predicted, count in confusion.most_confused(pairs)]
-    lines = [",  ".join(part) for part in (worst[:3], worst[3:]) if part]
-    if lines:
-        lines[0] = f"Most confused:  {lines[0]}"
-    wide = int(13 * size)  # characters
-    if max(map(len, lines), default=0) > wide:
-        lines = [line for words in ("Most confused:", *worst) for line in textwrap.wrap(words, wide)]
-    figure.supxlabel("\n".join(lines), fontsize=10)
+    worst = [f"{true} taken for {predicted}:\xa0{count}" for true, predicted, count in confusion.most_confused(pairs)]
+    words = textwrap.fill(f"Most confused: {', '.join(worst)}", int(13 * size)) if worst else ""
+    ax.figure.supxlabel(words, fontsize=10, x=0.01, ha="left")
+    return ax.figure
+
+
+@styled
+def misclassified(predictions, columns: int = 5) -> Figure:
+    """Misclassified images, numbered, each with its predicted class, that one's probability, and its true class."""
+    n, panel = len(predictions.predicted), 8.5 / columns  # inches
+    rows = max(1, -(-n // columns))
+    figure = Picture(8.5, rows * (panel + 0.6) + 0.5, f"Misclassified images: {n or 'none'}", save_dpi=SCREEN)
+    bare = {"frameon": False, "xticks": [], "yticks": []}
+    for i, ax in zip(range(n), figure.subplots(rows, columns, squeeze=False, subplot_kw=bare).flat, strict=False):
+        ax.imshow(predictions.images.pixels[i].cpu().numpy(), interpolation="nearest")
+        words = _words(predictions, i, int(13 * panel), int(predictions.predicted[i]))
+        ax.set_title(words, fontsize=9, fontweight="normal")
     return figure
 
 
 @styled
-@as_they_are
-def misclassified(mistakes, columns: int = 5) -> Figure:
-    """Misclassified images, each with its true class, its predicted class and that one's probability."""
-    if not len(mistakes):
-        return _nothing()
-    panel = 8.5 / columns  # inches; few mistakes make a narrow figure and not large panels
-    captions = []
-    for i in range(len(mistakes)):
-        true, predicted, probability = mistakes.caption(i)
-        words = f"{true}, taken for", f"{predicted} ({100 * probability:.0f} %)"
-        captions.append("\n".join(line for part in words for line in textwrap.wrap(part, int(13 * panel))))
-    high = 0.42 + 0.18 * (max(caption.count("\n") for caption in captions) - 1)  # inches of the captions
-    columns = min(columns, len(mistakes))
-    rows = -(-len(mistakes) // columns)
-    figure = Picture(columns * panel, rows * (panel + high))
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for ax in panels:
-        ax.axis("off")
-    for ax, pixels, caption in zip(panels, mistakes.images.pixels.cpu().numpy(), captions, strict=False):
-        ax.imshow(pixels, interpolation="nearest")
-        ax.set_title(caption, fontsize=9, loc="center", fontweight="normal")
-    return figure
+def gradcam(cams) -> Figure:
+    """Heat maps, a row an image; for each layer overlay and map for the class named first, overlay for the true class.
 
-
-@styled
-@as_they_are
-def gradcam(cams, side: int = 64) -> Figure:
-    """Grad-CAM, a row an image: the image, then for each layer the overlay and the heat map for the class that was
-    predicted, and the overlay for the class that was right. ``side``: of a panel, about, in screen pixels; the text
-    grows with it."""
-    if not len(cams.mistakes):
-        return _nothing()
-    pixels = cams.mistakes.images.pixels.cpu().numpy()
-    # Whole screen pixels for an image pixel; of larger images, every so many-th pixel.
-    every = -(-max(pixels.shape[1:3]) // (2 * side))
-    pixels = pixels[:, ::every, ::every]
-    chosen, right = (maps[..., ::every, ::every] for maps in (cams.predicted, cams.true))
+    Bright places raise the class's score most. Each map is scaled to its own maximum: compare places, not maps.
+    """
+    found, layers = cams.predictions, len(cams.layers)
+    if not len(found.predicted):
+        return misclassified(found)
+    pixels = found.images.pixels.cpu().numpy() / 255
     n, h, w, _ = pixels.shape
-    zoom = max(1, side // max(h, w))
-    size = 10 * side / 64  # points
-    # The longest line there can be, not only in these rows: figures of one run can stand below each other.
-    longest = [line for name in cams.mistakes.images.classes for line in f"predicted {name}".split("\n")]
-    wide = max(TextPath((0, 0), line, size=size).get_extents().width for line in longest)
-    gap, head, label = 4, 3 * side // 4, math.ceil(wide * DPI / 72) + 16  # screen pixels
-    columns = 1 + 3 * len(cams.layers)
-    # Room for the words over the columns and for three lines beside each row, whatever the shape of the images.
-    step_x, step_y = max(w * zoom, side // 2) + gap, max(h * zoom, 4 * side // 5) + gap
-    # One canvas, one pixel of it one pixel of the PNG: sharp, small, and much faster than hundreds of axes.
-    canvas = np.full((head + n * step_y, label + columns * step_x + 2 * gap * len(cams.layers), 3), 255, np.uint8)
-    figure = Picture(canvas.shape[1] / DPI, canvas.shape[0] / DPI, layout=None)
-    ax = figure.add_axes((0, 0, 1, 1))
-    ax.axis("off")
-    text = {"fontsize": size, "va": "center"}
-
-    def left(column: int) -> int:  # a wider gap before each layer
-        return label + column * step_x + 2 * gap * ((column + 2) // 3)
-
-    def title(column: float, line: int, words: str, **style) -> None:
-        ax.text(left(int(column)) + column % 1 * step_x + w * zoom / 2, (0.19, 0.53)[line] * side, words, ha="center",
-                **text | style)  # fmt: skip
-
-    title(0, 1, "image")
-    for j, layer in enumerate(cams.layers):
-        title(3 * j + 2, 0, layer, fontweight="bold")
-        title(3 * j + 1.5, 1, "predicted")
-        title(3 * j + 3, 1, "true")
+    sizes = [1] + [0.5] * 3 * (layers > 1) + [1] * 3 * max(1, layers - 1)
+    unit = int(min(96, 820 / sum(sizes)))  # screen pixels of the longer side of a panel of size 1
+    left = np.cumsum([0] + [round(unit * size * w / max(h, w)) + 6 + 12 * (j % 3 == 0) for j, size in enumerate(sizes)])
+    words = [_words(found, i, 23, int(cams.explained[i])) for i in range(n)]
+    row = 6 + max(unit * h // max(h, w), 16 * max(text.count("\n") + 1 for text in words))
+    figure = Picture(left[-1] / SCREEN, n * row / SCREEN, layout=None, save_dpi=SCREEN)
     for i in range(n):
-        top = head + i * step_y
         panels = [pixels[i]]
-        for j in range(len(cams.layers)):
-            heat, heat_true = _heat(chosen[i, j]), _heat(right[i, j])
-            panels += [_overlay(pixels[i], heat), heat, _overlay(pixels[i], heat_true)]
-        for column, panel in enumerate(panels):
-            x = left(column)
-            canvas[top : top + h * zoom, x : x + w * zoom] = panel.repeat(zoom, 0).repeat(zoom, 1)
-        true, predicted, probability = cams.mistakes.caption(i)
-        words = f"predicted {predicted}\n({100 * probability:.0f} %)\ntrue {true}"
-        ax.text(label - 8, top + h * zoom / 2, words, ha="right", **text)
-    ax.imshow(canvas, interpolation="nearest", aspect="auto", extent=(0, canvas.shape[1], canvas.shape[0], 0))
+        for explained, true in zip(cams.maps[i], cams.true[i], strict=True):
+            heat, heat_true = (colormaps["inferno"](x)[..., :3] for x in (explained, true))
+            panels += [(pixels[i] + heat) / 2, heat, (pixels[i] + heat_true) / 2]
+        strip = np.ones((row, left[-1], 3))  # as the screen has it, pixel by pixel: sharp, and a small file
+        for panel, size, x in zip(panels, sizes, left, strict=False):
+            side = round(unit * size)
+            rows, columns = (np.arange(side * length // max(h, w)) * max(h, w) // side for length in (h, w))
+            y = (row - len(rows)) // 2
+            strip[y : y + len(rows), x : x + len(columns)] = panel[rows][:, columns]
+        ax = figure.add_axes((0, 1 - (i + 1) / n, 1, 1 / n))
+        ax.axis("off")
+        ax.imshow(strip, aspect="auto", interpolation="nearest")
+        ax.text(-170, row / 2, words[i], va="center", fontsize=9)
+    names = ["image", *(name for layer in cams.layers for name in ("overlay", f"{layer}\n\nmap", "true"))]
+    for name, x, size in zip(names, left, sizes, strict=False):
+        middle = x + unit * size * w / max(h, w) / 2
+        figure.axes[0].text(middle, -9, name, ha="center", va="baseline", fontsize=min(10, 0.17 * unit * size))
+    title = {"gradcam": "Grad-CAM", "hirescam": "HiResCAM"}[cams.method]
+    title += ": bright places speak for the class named first (under “true”: for the true class)"
+    headline(figure.axes[0], title, pad=45, x=-170 / left[-1], fontsize=13)
     return figure
-
-
-def _heat(cam: np.ndarray) -> np.ndarray:
-    """A map in 0..1 as colours, uint8 (h, w, 3): blue counts little, red counts most."""
-    return (colormaps["jet"](cam)[..., :3] * 255).astype(np.uint8)
-
-
-def _overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    return ((pixels.astype(np.uint16) + heat) // 2).astype(np.uint8)

@@ -1,17 +1,18 @@
-"""What the device can do fast: which device, which number format, and how a CPU keeps its memory."""
+"""Where and how it is computed: device, number format, memory, random numbers."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import platform
 import traceback
 from collections.abc import Iterator
 
 import torch
 
-from .distributed import own_device, world_size
-from .errors import InputError, check
+from .errors import InputError, check, first_line
+from .processes import local_rank, world_size
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -26,12 +27,17 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     try:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         check("device", str(device), device.type in ("cpu", "cuda"), "'cpu', 'cuda' or one of several, as 'cuda:1'")
-        device = own_device(device)
+        if device.type == "cuda" and world_size() > 1 and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
+            right = "'cuda': each process takes a GPU of its own"
+            check("device", str(device), device.index in (None, local_rank()), right)
+            check(
+                "--nproc-per-node", local_rank() + 1, local_rank() < torch.cuda.device_count(), "the GPUs here at most"
+            )
+            device = torch.device("cuda", local_rank())
         torch.ones(1, device=device)  # a kernel runs: torch may be too new for a GPU that it sees
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().split("\n")[0]
         hint = "; with CUDA_VISIBLE_DEVICES='' in the environment it is left alone" if chosen else ""
-        raise InputError(f"device is {str(device)!r}, which cannot be used here: {reason}{hint}") from error
+        raise InputError(f"device is {str(device)!r}, which cannot be used here: {first_line(error)}{hint}") from error
     return device
 
 
@@ -42,31 +48,13 @@ def choose_precision(device: torch.device, precision: str = "auto") -> str:
     T4, which only emulates it). CPU: bf16 where AMX or AVX512-BF16 is there, else fp32.
     """
     if precision != "auto":
-        if precision not in DTYPES:
-            raise InputError(f"precision is {precision!r}; it has to be 'auto', 'bf16', 'fp16' or 'fp32'")
-        if precision == "fp16" and device.type != "cuda":
-            raise InputError("precision is 'fp16', which needs a CUDA GPU; on cpu take 'bf16' or 'fp32'")
+        right = "'bf16' or 'fp32' on a CPU; 'fp16' needs a CUDA GPU"
+        check("precision", precision, precision != "fp16" or device.type == "cuda", right)
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    return "bf16" if has_amx() or _cpu_has("_is_avx512_bf16_supported") else "fp32"
-
-
-def precision_again(device: torch.device, where: str, precision: str) -> str:
-    """The format to look at a finished run in, which was computed on ``where`` (as ``describe`` says it).
-
-    Its own, ``precision``, on the same device; "auto" on any other, which may not have that or only emulate it.
-    """
-    return precision if where == describe(device) else "auto"
-
-
-def has_amx() -> bool:
-    """Whether this CPU has matrix units (Intel AMX)."""
-    return _cpu_has("_is_amx_tile_supported")
-
-
-def _cpu_has(test: str) -> bool:
-    return getattr(torch.cpu, test, bool)()  # not in every version of torch
+    tests = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # not in every version of torch
+    return "bf16" if any(getattr(torch.cpu, test, bool)() for test in tests) else "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -80,18 +68,28 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return times + torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf8") as file:
-            name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
-    except OSError:
-        pass  # not Linux
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf8") as file:
+        name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
     threads = torch.get_num_threads()
     return f"{times}CPU: {name}, {threads} thread{'s' * (threads > 1)}"
 
 
+def environment() -> str:
+    """Versions, device and number format, in two lines."""
+    import torchvision
+
+    from . import __version__
+
+    device = choose_device()
+    return (
+        f"eva_utils {__version__}, Python {platform.python_version()}, torch {torch.__version__}, "
+        f"torchvision {torchvision.__version__}\n{describe(device)}, {choose_precision(device)}"
+    )
+
+
 def room(device: torch.device) -> float:
     """Bytes that a data set may take on ``device``: of a GPU, half of what is free; the training needs the rest."""
-    if torch.device(device).type != "cuda":
+    if device.type != "cuda":
         return float("inf")
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for whoever asks next
     return (torch.cuda.mem_get_info(device)[0] + kept) / 2
@@ -101,16 +99,29 @@ def keep_memory() -> None:
     """Let this process keep freed memory for the next step instead of giving it back to the system (glibc only).
 
     A training step on a CPU frees and asks again for hundreds of megabytes; each time, the system hands out pages that
-    it zeroes first. With these thresholds the process grows for some steps, to about
-    2.5 GB at full width, and then stays as it is. torch's THP_MEM_ALLOC_ENABLE, huge pages, adds nothing but memory.
+    it zeroes first. With these thresholds the process grows for some steps, to about 2.5 GB at full width, and then
+    stays as it is.
     """
     m_trim_threshold, m_mmap_threshold = -1, -3  # from malloc.h
-    try:
+    with contextlib.suppress(OSError, AttributeError):  # no glibc: nothing to gain here
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(m_mmap_threshold, 1 << 30) or libc.mallopt(m_mmap_threshold, 1 << 25)  # the most of old versions
         libc.mallopt(m_trim_threshold, -1)  # never
-    except (OSError, AttributeError):
-        pass  # no glibc: nothing to gain here
+
+
+@contextlib.contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """torch's random numbers on the CPU and on ``device`` start from ``seed``; the caller's random state is restored.
+
+    Not ``torch.manual_seed``: it would reseed the other GPUs too, which ``fork_rng`` does not restore.
+    """
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(gpus):
+        torch.default_generator.manual_seed(seed)
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 @contextlib.contextmanager
@@ -125,31 +136,3 @@ def forget_failed_step() -> Iterator[None]:
     except (KeyboardInterrupt, torch.OutOfMemoryError) as error:
         traceback.clear_frames(error.__traceback__)
         raise
-
-
-@contextlib.contextmanager
-def seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """torch's random numbers on the CPU and on ``device`` start from ``seed``; the caller's go on as if nothing was.
-
-    Not ``torch.manual_seed``: it would reseed the other GPUs too, which ``fork_rng`` does not restore.
-    """
-    gpus = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(gpus):
-        torch.default_generator.manual_seed(seed)
-        for gpu in gpus:
-            with torch.cuda.device(gpu):
-                torch.cuda.manual_seed(seed)
-        yield
-
-
-def environment() -> None:
-    """Print versions, device and number format."""
-    import torchvision
-
-    from . import __version__
-
-    device = choose_device()
-    print(
-        f"eva_utils {__version__}, Python {platform.python_version()}, torch {torch.__version__}, "
-        f"torchvision {torchvision.__version__}\n{describe(device)}, {choose_precision(device)}"
-    )

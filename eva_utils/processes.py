@@ -1,6 +1,6 @@
-"""More than one process: ``torchrun`` starts them, ``torch.distributed`` and DDP do the work, this knows the rank.
+"""Signals, and several processes: ``torchrun`` starts them, ``torch.distributed`` and DDP do the work.
 
-In a single process there is no group, and everything here does nothing.
+In a single process there is no group, ``rank`` is 0, and what is about several does nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import inspect
 import io
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
@@ -23,6 +24,43 @@ from .errors import InputError, RunError
 
 # One process may wait for another that finds rates, downloads or draws; torchrun ends those whose partner has died.
 PATIENCE = timedelta(hours=3)
+_stopped: list[int] = []  # the signal that waits for raise_if_stopped
+
+
+@contextlib.contextmanager
+def stoppable(between_steps: bool = False) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP raise ``KeyboardInterrupt(signal)``: at once, or where ``raise_if_stopped`` is called.
+
+    Between steps, because what is raised in the middle of one may be lost (Python drops it within ``os.fork``) or
+    leave a half-updated network. A second signal does not wait.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(signum, frame) -> None:
+        if between_steps and not _stopped:
+            _stopped.append(signum)
+        else:
+            raise KeyboardInterrupt(signum)
+
+    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {signum: signal.signal(signum, handle) for signum in signals if signal.getsignal(signum) is not None}
+    try:
+        yield
+        raise_if_stopped()
+    finally:
+        _stopped.clear()
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def raise_if_stopped() -> None:
+    if _stopped:
+        raise KeyboardInterrupt(_stopped[0])
+
+
+# Several processes
 
 
 def _in_group() -> bool:
@@ -40,7 +78,7 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
-    """This process's number on its machine, from 0; torchrun says it before there is a group."""
+    """This process's number on its machine, from 0."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
@@ -55,9 +93,8 @@ def process_group() -> Iterator[None]:
         yield
         return
     backend = "gloo"  # also for what lies in a CPU's memory, whatever the GPUs do
-    if local_rank() < torch.cuda.device_count():
-        torch.cuda.set_device(local_rank())
     if torch.cuda.is_available() and dist.is_nccl_available():
+        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
     store, number, world = next(dist.rendezvous("env://"))
     dist.init_process_group(backend, store=store, rank=number, world_size=world, timeout=PATIENCE)
@@ -65,10 +102,11 @@ def process_group() -> Iterator[None]:
         with contextlib.redirect_stdout(io.StringIO()) if number else contextlib.nullcontext():
             yield
     except Exception as error:
-        with contextlib.suppress(ValueError):  # not in the main thread
-            # torchrun sends SIGTERM to what is left of a group: not in the middle of saying why this one ends.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if not _first_to_fail(store):
+        try:
+            first = store.add("eva_utils/failed", 1) == 1
+        except (RuntimeError, ValueError):  # the store has gone, with the process that held it
+            first = False
+        if not first:
             raise SystemExit(2 if isinstance(error, InputError) else 1) from None
         if isinstance(error, dist.DistError) or "gloo" in str(error):  # the line to another process broke
             raise RunError(
@@ -79,13 +117,6 @@ def process_group() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def _first_to_fail(store) -> bool:
-    try:
-        return store.add("eva_utils/failed", 1) == 1
-    except (RuntimeError, ValueError):  # the store itself has gone, with the process that held it
-        return False
-
-
 def on_first(function: Callable) -> Callable:
     """``function``, run by rank 0 alone: every process has to call it, and gets its result or its InputError."""
 
@@ -93,35 +124,18 @@ def on_first(function: Callable) -> Callable:
     def wrapper(*args, **options):
         if world_size() == 1:
             return function(*args, **options)
-        result = error = None
+        answer = [None, None]
         if rank() == 0:
             try:
-                result = function(*args, **options)
-            except InputError as e:
-                error = str(e)
-        answer = [result, error]
+                answer[0] = function(*args, **options)
+            except InputError as error:
+                answer[1] = str(error)
         dist.broadcast_object_list(answer, src=0)
         if answer[1] is not None:
             raise InputError(answer[1])
         return answer[0]
 
     return wrapper
-
-
-def own_device(device: torch.device) -> torch.device:
-    """``device`` for this process: each on a machine has a GPU of its own, that of its local rank."""
-    if world_size() == 1 or device.type == "cpu":
-        return device
-    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
-    if here == 1:
-        return device
-    if device.index not in (None, local_rank()):
-        raise InputError(
-            f"device is {str(device)!r} for {here} processes; give 'cuda', and each takes a GPU of its own"
-        )
-    if here > gpus:
-        raise InputError(f"--nproc-per-node is {here}; it has to be at most the number of GPUs here, {gpus}")
-    return torch.device("cuda", local_rank())
 
 
 @contextlib.contextmanager
@@ -161,10 +175,11 @@ def parallel(model: nn.Module) -> nn.Module:
         return model
     device = next(model.parameters()).device
     if device.type == "cuda":
-        model = synchronized(model)
+        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model, shared))
     for buffer in model.buffers():
         dist.broadcast(buffer, src=0)
-    # From here on, average_buffers takes care of them, when they are needed; DDP would send rank 0's at every step.
+    # average_buffers takes care of them when they are needed; DDP would send rank 0's at every step.
     known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
     off = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name
     return nn.parallel.DistributedDataParallel(
@@ -173,9 +188,3 @@ def parallel(model: nn.Module) -> nn.Module:
         bucket_cap_mb=4,  # with the default, 25, two thirds of ResNet9's 26 MB would wait for the backward pass's end
         **{off: False},
     )
-
-
-def synchronized(model: nn.Module) -> nn.Module:
-    """A twin of ``model`` with SyncBatchNorm in place of BatchNorm, and the very same parameters and buffers."""
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model, shared))

@@ -1,0 +1,156 @@
+"""Data sets in memory: ``Images``, and how arrays, CIFAR-10 and scikit-learn's digits become some."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import tempfile
+import warnings
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import download
+from .errors import InputError, check
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """A data set in memory.
+
+    pixels: uint8 tensor (n, height, width, 3), RGB. labels: int64 tensor (n,), indices into ``classes``.
+    mean, std: of each channel over the *training* images, in units of 0..1; a test set carries its training set's.
+    ``from_arrays`` makes a pair of them. Raises ``InputError`` for tensors of another kind or shape.
+    """
+
+    pixels: torch.Tensor
+    labels: torch.Tensor
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    name: str = "images"
+
+    def __post_init__(self) -> None:
+        def kind(x) -> str:
+            return f"{getattr(x, 'dtype', type(x).__name__)} {tuple(getattr(x, 'shape', ()))}"
+
+        pixels, labels = self.pixels, self.labels
+        right = isinstance(pixels, torch.Tensor) and pixels.dtype == torch.uint8 and pixels.ndim == 4
+        check("pixels", kind(pixels), right and pixels.shape[3] == 3, "a torch.uint8 tensor (n, height, width, 3)")
+        right = isinstance(labels, torch.Tensor) and labels.dtype == torch.int64 and labels.shape == pixels.shape[:1]
+        check("labels", kind(labels), right, f"a torch.int64 tensor ({len(pixels)},)")
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index) -> Images:
+        """The images at ``index`` (a position, a slice, a list or a tensor of positions) as ``Images``."""
+        index = rows(index)
+        return replace(self, pixels=self.pixels[index], labels=self.labels[index])
+
+    def __repr__(self) -> str:
+        n, height, width, _ = self.pixels.shape
+        return f"Images({self.name}: {n:,} images of {width} x {height}, {len(self.classes)} classes)"
+
+
+def rows(index):
+    """``index`` so that what it selects keeps its first dimension: a single position is a list of one."""
+    return index if isinstance(index, slice) or np.ndim(index) else [int(index)]
+
+
+def crc32(*splits: Images) -> str:
+    """Checksum of all that a run can see of its data: pixels, labels, channel statistics."""
+    crc = 0
+    for images in splits:
+        for values in (images.pixels, images.labels, torch.tensor([images.mean, images.std], dtype=torch.float32)):
+            crc = zlib.crc32(values.cpu().contiguous().numpy(), crc)
+    return f"{crc:08x}"
+
+
+def check_labels(images: Images) -> None:
+    """Raises ``InputError`` unless there are labels, and all those of ``classes``: others would end a GPU's process."""
+    check("number of images", len(images), len(images) > 0, "1 or more")
+    low, high, k = int(images.labels.min()), int(images.labels.max()), len(images.classes)
+    check("the range of labels", (low, high), low >= 0 and high < k, f"within 0 and {k - 1}, for {k} classes")
+
+
+def from_arrays(train: tuple, test: tuple, classes, name: str = "images") -> tuple[Images, Images]:
+    """(train, test) as ``Images``, both with the channel statistics of the training images.
+
+    train, test: each (pixels, labels), as arrays, tensors or lists. pixels: whole numbers from 0 to 255, as
+    (n, h, w, 3), (n, 3, h, w), or grey, as (n, h, w), (n, h, w, 1) or (n, 1, h, w). labels: n whole numbers that count
+    ``classes`` from 0. Raises ``InputError`` for anything else.
+    """
+    splits = []
+    for pixels, labels in (train, test):
+        pixels, labels = _pixels(pixels), np.asarray(labels)
+        labels = labels.astype(np.int64) if labels.dtype.kind in "iu" else labels
+        tensors = (torch.from_numpy(values) for values in (pixels, labels))
+        splits.append(Images(*tensors, tuple(classes), (0.0,) * 3, (1.0,) * 3, name))
+        check_labels(splits[-1])
+    # From counts of the 256 values: exact, and no float copy of the data.
+    parts = np.array_split(splits[0].pixels.numpy(), 100)  # bincount makes int64 of what it counts
+    counts = np.stack([sum(np.bincount(part[..., c].ravel(), minlength=256) for part in parts) for c in range(3)])
+    value = np.arange(256) / 255
+    mean = counts @ value / counts.sum(1)
+    std = np.sqrt(np.maximum(counts @ value**2 / counts.sum(1) - mean**2, 0))
+    std[std == 0] = 1.0  # a constant channel stays finite when it is divided by this
+    return tuple(replace(images, mean=tuple(map(float, mean)), std=tuple(map(float, std))) for images in splits)
+
+
+def _pixels(values) -> np.ndarray:
+    """uint8 (n, h, w, 3) of what ``from_arrays`` takes."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "iu" or (array.size and not 0 <= array.min() <= array.max() <= 255):
+        raise InputError(f"pixels are {array.dtype}; they have to be whole numbers from 0 to 255 (floats: times 255)")
+    array = array.astype(np.uint8, copy=False)
+    array = array[..., None] if array.ndim == 3 else array
+    ways = [axis for axis in (1, 3) if array.ndim == 4 and array.shape[axis] in (1, 3)]
+    right = "(n, h, w, 3), (n, 3, h, w) or grey, and leave no doubt where the channels are"
+    check("the shape of pixels", np.shape(values), len(ways) == 1, right)
+    array = np.moveaxis(array, ways[0], 3)
+    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:3], 3)))
+
+
+def cifar10(root: str | os.PathLike = "data") -> tuple[Images, Images]:
+    """CIFAR-10 (Krizhevsky, 2009): (train, test) with 50,000 and 10,000 images of 32 x 32.
+
+    Uses ``root/cifar-10-batches-py/`` as torchvision, a course or Kaggle left it, else ``root/cifar-10-python.tar.gz``,
+    both without any network. Otherwise downloads the archive (170 MB): from the URL in the environment variable
+    ``EVA_CIFAR10_URL`` if set, then from several mirrors, at last from the original server. torchvision checks every
+    file. Raises ``InputError`` if no place gave the right file (it lists what was tried), or if the one there is wrong.
+    """
+    from torchvision.datasets import CIFAR10
+
+    def read(folder) -> tuple[Images, Images]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some versions of NumPy's, that these pickles are old
+            sets = [CIFAR10(folder, train=train) for train in (True, False)]
+        return from_arrays(*((s.data, s.targets) for s in sets), sets[0].classes, "cifar10")
+
+    root = Path(root).expanduser()
+    root = root.parent if root.name == CIFAR10.base_folder else root
+    try:
+        return read(root)
+    except RuntimeError:  # not there, or not whole
+        archive = download.fetch_cifar10(root)
+    with tempfile.TemporaryDirectory() as folder, tarfile.open(archive) as tar:  # the archive's own may be read-only
+        tar.extractall(folder, filter="data")
+        return read(folder)
+
+
+def digits() -> tuple[Images, Images]:
+    """scikit-learn's embedded digits: (train, test) with 1,437 and 360 images as 32 x 32 RGB. No download.
+
+    The 8 x 8 originals (values 0 to 16) are repeated to 32 x 32; the split is stratified and always the same.
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    data = load_digits()
+    pixels = np.round(data.images * (255 / 16)).astype(np.uint8).repeat(4, axis=1).repeat(4, axis=2)
+    a, b, c, d = train_test_split(pixels, data.target, test_size=0.2, random_state=0, stratify=data.target)
+    return from_arrays((a, c), (b, d), [str(name) for name in data.target_names], "digits")

@@ -1,0 +1,268 @@
+"""Looking at a network: accuracy, probabilities, confusions, mistakes, one photo."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from .batches import plain_batches
+from .data import Images, rows
+from .device import autocast, choose_precision
+from .errors import InputError, check, first_line
+from .model import ResNet9
+from .photos import photo
+from .processes import rank, total, world_size
+from .run import MODEL, folder_of, read_tensors
+
+BATCH = 1000  # of 32 x 32 pixels; of larger images as many fewer
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """accuracy: per cent of ``n`` images; loss: mean cross-entropy in nats; correct: how many."""
+
+    accuracy: float
+    loss: float
+    correct: int
+    n: int
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
+    """``model`` in eval mode; each of its modules gets its own mode back at the end."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _forward(model: nn.Module, x: torch.Tensor, classes: int | None) -> torch.Tensor:
+    """Logits, float32 (n, classes). Raises ``InputError`` where the network does not fit the images or the classes."""
+    try:
+        logits = model(x)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError) as error:
+        hint = "; use flatten(1) or reshape(), not view(): images are in channels_last memory" * (
+            "view size" in str(error)
+        )
+        what = f"the model cannot take a batch of {tuple(x.shape)}, {x.dtype}"
+        raise InputError(f"{what}: {first_line(error)}{hint}") from error
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        what = f"{type(logits).__name__} {tuple(getattr(logits, 'shape', ()))}"
+        raise InputError(f"the model gives a {what}; it has to give a tensor of logits (n, classes)")
+    if classes and logits.shape[1] != classes:
+        raise InputError(f"the model has {logits.shape[1]} outputs; the data have {classes} classes")
+    return logits.float()
+
+
+def logits_of(model: nn.Module, data, tta: bool = False, precision: str = "auto") -> Iterator[tuple]:
+    """(logits, labels) batch by batch, in eval mode, on the model's device; the model is left as it was."""
+    device = next(model.parameters()).device
+    precision, size, classes = choose_precision(device, precision), 1, None
+    if isinstance(data, Images):
+        check("number of images", len(data), len(data) > 0, "1 or more")
+        size = min(BATCH, max(1, BATCH * 32 * 32 // (data.pixels.shape[1] * data.pixels.shape[2])))
+        classes = len(data.classes)
+    with eval_mode(model), torch.inference_mode():
+        for x, y in plain_batches(data, size, device):
+            # Autocast around the network alone: left open over a yield, it makes a CPU three times slower.
+            with autocast(device, precision):
+                logits = _forward(model, x, classes)
+                if tta:
+                    logits = (logits + _forward(model, x.flip(3), classes)) / 2
+            yield logits, y
+
+
+def predict(model: nn.Module, images, *, tta: bool = False, precision: str = "auto") -> torch.Tensor:
+    """Softmax probabilities, float32 (n, classes) on the CPU, of ``Images`` or of a loader's batches.
+
+    With ``tta`` (test-time augmentation) the logits of each image and of its mirror image are averaged first. The model
+    runs on the device it is on, in eval mode, and is left as it was.
+    """
+    parts = []
+    # No comprehension: after an error its frame would keep the generator, and with it eval mode and autocast, alive.
+    for logits, _ in logits_of(model, images, tta, precision):
+        parts.append(logits.softmax(1).cpu())
+    return torch.cat(parts)
+
+
+def evaluate(
+    model: nn.Module,
+    images,
+    *,
+    tta: bool = False,
+    label_smoothing: float = 0.0,
+    precision: str = "auto",
+    sharded: bool = False,
+) -> Metrics:
+    """Accuracy and loss on ``Images`` or on a loader's batches; each image counts once. ``tta`` as in ``predict``.
+
+    sharded: each process of a group takes its share of the images, and all get the whole result, so all have to call
+    it. Otherwise a process does the work alone.
+    """
+    device = next(model.parameters()).device
+    loss, counts = torch.zeros((), device=device), torch.zeros(2, dtype=torch.int64, device=device)
+    part = images[rank() :: world_size()] if sharded and world_size() > 1 else images
+    if len(part):
+        for logits, y in logits_of(model, part, tta, precision):
+            loss += nn.functional.cross_entropy(logits, y, reduction="sum", label_smoothing=label_smoothing)
+            counts += torch.stack([(logits.argmax(1) == y).sum(), torch.ones_like(y).sum()])
+    if sharded:
+        loss, counts = total(loss), total(counts)
+    correct, n = counts.tolist()
+    check("number of images", n, n > 0, "1 or more")
+    return Metrics(accuracy=100 * correct / n, loss=float(loss) / n, correct=correct, n=n)
+
+
+@dataclass(frozen=True, eq=False)
+class Confusion:
+    """counts[i, j]: how many images of class i were taken for class j; int64 array (classes, classes)."""
+
+    counts: np.ndarray
+    classes: tuple[str, ...]
+
+    @property
+    def recall(self) -> dict[str, float]:
+        """The share of each class's images that were recognised, in per cent; NaN of a class without images."""
+        with np.errstate(invalid="ignore"):
+            shares = 100 * self.counts.diagonal() / self.counts.sum(1)
+        return dict(zip(self.classes, shares.tolist(), strict=True))
+
+    def most_confused(self, k: int = 5) -> list[tuple[str, str, int]]:
+        """The ``k`` largest confusions as (true class, predicted class, count), largest first."""
+        wrong = self.counts - np.diag(np.diag(self.counts))
+        order = np.argsort(-wrong, axis=None, kind="stable")[:k]
+        pairs = [divmod(int(i), len(self.classes)) for i in order]
+        return [(self.classes[i], self.classes[j], int(wrong[i, j])) for i, j in pairs if wrong[i, j]]
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a model says of images: ``images`` with their true labels, ``index`` (m,) their places in the data set they
+    come from, ``predicted`` (m,) labels, ``probabilities`` (m, classes)."""
+
+    images: Images
+    index: torch.Tensor
+    predicted: torch.Tensor
+    probabilities: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i) -> Predictions:
+        return Predictions(*(value[rows(i)] for value in vars(self).values()))
+
+    def __repr__(self) -> str:
+        return f"Predictions({len(self):,} of {self.images!r})"
+
+    def pick(self, n: int = 25) -> Predictions:
+        """The ``n`` that the model was surest of, surest first (all of them, if there are fewer)."""
+        sure = self.probabilities.max(1).values
+        return self[sure.argsort(descending=True, stable=True)[:n]]
+
+    def caption(self, i: int) -> tuple[str, str, float]:
+        """(true class, predicted class, the predicted class's probability) of image ``i``."""
+        classes, predicted = self.images.classes, int(self.predicted[i])
+        return classes[int(self.images.labels[i])], classes[predicted], float(self.probabilities[i, predicted])
+
+
+@dataclass(frozen=True, eq=False)
+class Cams:
+    """Heat maps of ``predictions``: ``maps`` for the classes ``explained`` (m,), ``true`` for the right ones.
+
+    Both are float32 arrays (m, len(layers), h, w), each map scaled to 0..1 by itself. method: "gradcam" or "hirescam".
+    """
+
+    predictions: Predictions
+    layers: tuple[str, ...]
+    explained: torch.Tensor
+    maps: np.ndarray
+    true: np.ndarray
+    method: str
+
+    def __getitem__(self, i) -> Cams:
+        i = rows(i)
+        return Cams(self.predictions[i], self.layers, self.explained[i], self.maps[i], self.true[i], self.method)
+
+    def __repr__(self) -> str:
+        return f"Cams({self.method} of {', '.join(self.layers)}; {self.predictions!r})"
+
+
+def confusion(model: nn.Module, images: Images, probabilities: torch.Tensor | None = None) -> Confusion:
+    """The confusion matrix of ``model`` on ``images``; ``probabilities``: those of ``predict``, if made already."""
+    predicted = (predict(model, images) if probabilities is None else probabilities).argmax(1)
+    k = len(images.classes)
+    counts = torch.bincount(images.labels.cpu() * k + predicted, minlength=k * k).view(k, k)
+    return Confusion(counts.numpy(), images.classes)
+
+
+def predictions(model: nn.Module, images: Images, probabilities: torch.Tensor | None = None) -> Predictions:
+    """What ``model`` says of every image; ``probabilities`` as in ``confusion``."""
+    probabilities = predict(model, images) if probabilities is None else probabilities
+    return Predictions(images, torch.arange(len(images)), probabilities.argmax(1), probabilities)
+
+
+def misclassified(model: nn.Module, images: Images, probabilities: torch.Tensor | None = None) -> Predictions:
+    """The images that ``model`` gets wrong, in their order; ``probabilities`` as in ``confusion``."""
+    all_of_them = predictions(model, images, probabilities)
+    return all_of_them[(all_of_them.predicted != images.labels.cpu()).nonzero().flatten()]
+
+
+def load_model(run: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """The network of a finished run with its averaged weights, in eval mode, on the CPU.
+
+    A ``ResNet9``, unless ``model``, a network of your own with the same layers, is given: it gets the weights. What
+    ``classify`` needs beside them is left as the attribute ``trained_on``. Raises ``InputError`` if there is no model.
+    """
+    file = folder_of(run) / MODEL
+    content = read_tensors(file)
+    try:
+        weights = content.pop("weights")
+        if model is None:
+            check(
+                "model", "not given", "prep.conv.weight" in weights, "given: the run is of another network than ResNet9"
+            )
+            model = ResNet9(weights["head.linear.weight"].shape[0], weights["prep.conv.weight"].shape[0])
+        model.load_state_dict(weights)
+    except (KeyError, RuntimeError) as error:
+        raise InputError(f"{str(file)!r} does not fit this network ({first_line(error)})") from error
+    model.trained_on = content
+    return model.eval()
+
+
+def classify(run: str | Path, *files: str | Path, model: nn.Module | None = None) -> list[dict[str, float]]:
+    """For each image file {class: probability}, the likeliest first, by the network of the folder ``run`` alone.
+
+    Photos of another size are resized by the shorter side and centre-cropped to the one trained on. ``model`` as in
+    ``load_model``. Raises ``InputError`` if the run or a file cannot be read, or if the run knows no classes.
+    """
+    model = load_model(run, model)
+    about = model.trained_on
+    if not about.get("classes"):
+        raise InputError(f"{str(run)!r} was trained on a loader, so it knows neither classes nor mean and std")
+    height, width = about["image_size"]
+    pixels = [photo(file, height if height == width else None) for file in files]
+    for file, array in zip(files, pixels, strict=True):
+        right = f"{width} x {height} pixels, as trained on"
+        check(
+            f"the size of {str(file)!r}",
+            f"{array.shape[1]} x {array.shape[0]}",
+            array.shape[:2] == (height, width),
+            right,
+        )
+    labels = torch.zeros(len(files), dtype=torch.int64)
+    images = Images(torch.from_numpy(np.stack(pixels)), labels, *(tuple(about[k]) for k in ("classes", "mean", "std")))
+    return [
+        {about["classes"][i]: float(row[i]) for i in row.argsort(descending=True, stable=True).tolist()}
+        for row in predict(model, images)
+    ]
