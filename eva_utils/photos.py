@@ -34,7 +34,7 @@ def image_folder(path: str | os.PathLike, size: int | None = None) -> tuple[Imag
 
     ``val/`` or ``valid/`` does where there is no ``test/``; of ``path/<class>/`` alone a fifth of each class is kept
     for the test, always the same one. size: resize the shorter side to it and crop the centre to a square; without it,
-    all have to have one size. EXIF rotation is applied; grey, palette and CMYK become 8-bit RGB, transparency is dropped.
+    all have to have one size. EXIF rotation is applied; grey, palette and CMYK become 8-bit RGB, without transparency.
     Prints images per class, and what it passes over.
 
     Raises ``InputError`` that names the folder or file if a class is missing in a split or empty, a file cannot be
