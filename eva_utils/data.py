@@ -112,7 +112,7 @@ def _pixels(values) -> np.ndarray:
     right = "(n, h, w, 3), (n, 3, h, w) or grey, and leave no doubt where the channels are"
     check("the shape of pixels", np.shape(values), len(ways) == 1, right)
     array = np.moveaxis(array, ways[0], 3)
-    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:3], 3)))
+    return np.ascontiguousarray(array if array.shape[3] == 3 else array.repeat(3, axis=3))
 
 
 def cifar10(root: str | os.PathLike = "data") -> tuple[Images, Images]:

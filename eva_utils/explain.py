@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from functools import partial
 
 import numpy as np
 import torch
@@ -56,12 +57,10 @@ def gradcam(
             x = normalize(images.pixels.to(device), images.mean, images.std)
             for layer in layers:
                 module = _submodule(network, layer)
-                transform = reshape_transform or (lambda a: _channels_first(a, x.shape))
+                transform = partial(_feature_map, layer, x.shape, reshape_transform)
                 with {"gradcam": GradCAM, "hirescam": HiResCAM}[method](network, [module], transform) as cam:
                     # After grad-cam's own hook: what comes later gets a copy, which it may change in place.
-                    hook = module.register_forward_hook(
-                        lambda module, inputs, output, layer=layer: _copied(output, layer)
-                    )
+                    hook = module.register_forward_hook(lambda module, inputs, output: output.clone())
                     cam.activations_and_grads(x[:1])
                     times = len(cam.activations_and_grads.activations)
                     check(f"how often layer {layer!r} is used", times, times == 1, "once: choose another layer")
@@ -95,12 +94,14 @@ def _submodule(model: nn.Module, layer: str) -> nn.Module:
     return modules[layer]
 
 
-def _copied(output, layer: str) -> torch.Tensor:
+def _feature_map(layer: str, images: torch.Size, reshape, output) -> torch.Tensor:
+    """(n, channels, h, w) of a layer's output, by the user's ``reshape`` if there is one."""
+    output = reshape(output) if reshape else output
     shape = tuple(getattr(output, "shape", ()))
     if len(shape) != 4 or shape[2] * shape[3] == 1:
         got = f"{type(output).__name__} {shape}"
         raise InputError(f"layer {layer!r} gives no feature map (n, channels, h, w) but a {got}; choose an earlier one")
-    return output.clone()
+    return output if reshape else _channels_first(output, images)
 
 
 def _channels_first(a: torch.Tensor, images: torch.Size) -> torch.Tensor:

@@ -70,7 +70,7 @@ def find_lr(
             if file.with_name(CHECKPOINT).exists():  # it trained with these rates, and would not go on with others
                 raise InputError(
                     f"{str(file)!r} belongs to another run, or the model is trained already:\n{changed}\n"
-                    "make the model anew after torch.manual_seed(recipe.seed), or choose another folder"
+                    "choose another folder, start over (--fresh), or make the model anew after torch.manual_seed(seed)"
                 )
         begun = time.perf_counter()
         guess = np.inf

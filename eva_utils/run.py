@@ -197,8 +197,17 @@ def plain(value):
 
 def differences(there: dict, here: dict) -> str:
     """A line for each setting that is not the same, for the message that refuses; "" if all are."""
+    there, here = _flat(there), _flat(here)
     changed = sorted(key for key in there.keys() | here.keys() if not _same(there.get(key), here.get(key)))
     return "\n".join(f"  {key}: {_short(there.get(key))} there, {_short(here.get(key))} here" for key in changed)
+
+
+def _flat(settings: dict, before: str = "") -> dict:
+    """{"recipe.seed": 0, ...} of {"recipe": {"seed": 0, ...}}."""
+    flat = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
+    return flat
 
 
 def _same(a, b) -> bool:
@@ -208,4 +217,4 @@ def _same(a, b) -> bool:
 
 def _short(value) -> str:
     text = repr(value)
-    return text if len(text) < 100 else text[:97] + "..."
+    return text if len(text) < 60 else text[:57] + "..."

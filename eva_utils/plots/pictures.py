@@ -57,7 +57,9 @@ def augmented(images, augment, count: int = 6, epochs: int = 7, seed: int = 0) -
     count = len(chosen)
     # The place of each image instead of its class as label: an epoch comes in random order, and this undoes it.
     places = replace(chosen, labels=torch.arange(count), classes=tuple(map(str, range(count))))
-    batches = loader(places, Recipe(augment=augment, batch_size=count, seed=seed, workers=0), torch.device("cpu"))
+    batches = loader(
+        places, Recipe(augment=augment, batch_size=count, seed=seed, workers=0), torch.device("cpu"), (0, 1)
+    )
     columns = [chosen.pixels.cpu() / 255]
     for epoch in range(epochs):
         ((x, place),) = batches.epoch(epoch)
