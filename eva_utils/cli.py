@@ -103,13 +103,13 @@ def _parse(argv: list[str]) -> dict:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's); returns the exit status."""
-    from .processes import stoppable
-
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names that a terminal's encoding lacks
     try:
+        options = _parse(sys.argv[1:] if argv is None else argv)
+        from .processes import stoppable  # torch with it
+
         with stoppable():
-            options = _parse(sys.argv[1:] if argv is None else argv)
             from . import job
 
             getattr(job, options.pop("command"))(**options)

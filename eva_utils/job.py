@@ -11,6 +11,7 @@ import torch
 
 from . import plots
 from .augment import Augment
+from .batches import loader
 from .device import choose_device, choose_precision
 from .errors import InputError, check
 from .explain import gradcam
@@ -23,6 +24,7 @@ from .photos import load_data
 from .processes import on_first, one_a_machine_first, process_group, rank
 from .recipe import Recipe
 from .run import (
+    CHECKPOINT,
     CONFIG,
     FIGURES,
     HISTORY,
@@ -72,15 +74,22 @@ def defaults_from(file: str, parser: argparse.ArgumentParser) -> dict:
         values |= {key: policy[key] for key in ("epochs", "peak_epoch") if key in policy}
     except (TypeError, ValueError) as error:
         raise InputError(f"config {file!r} is not like the config.json of a run ({error})") from error
-    known = {action.dest: action for action in parser._actions}
-    values.pop("criterion", None)
-    for key, value in values.items():
-        check(f"config {file!r}: setting", key, key in known, "a flag of eva-utils train")
-        if value is not None and known[key].type:
-            try:
-                values[key] = known[key].type(str(value))
-            except ValueError as error:
-                raise InputError(f"config {file!r}: {key} is {value!r}; see eva-utils train --help") from error
+    known = {action.dest: action for action in parser._actions if action.dest != "help"}
+    right = "null and OneCycle: other ones are for fit"
+    own = [values.pop("criterion", None), policy.get("name", "OneCycle")]
+    check(f"config {file!r}: criterion and policy", own, own == [None, "OneCycle"], right)
+    for key, value in ({key: config[key] for key in config.keys() - {"recipe", "policy", "found"}} | values).items():
+        check(f"config {file!r}: setting", key, key in known and key in values, "one that config.json has")
+        action = known[key]
+        if value is None and action.default is None:
+            continue
+        try:
+            if action.type:
+                values[key] = action.type(str(value))
+            elif not isinstance(value, str if action.nargs is None else bool):
+                raise ValueError
+        except ValueError as error:
+            raise InputError(f"config {file!r}: {key} is {value!r}; see eva-utils train --help") from error
     return values
 
 
@@ -113,6 +122,7 @@ def _train(out: Path, *, data, root, size, config, fresh, epochs, peak_epoch, lr
     torch.manual_seed(recipe.seed)
     model = ResNet9(len(train_images.classes), width)
     found = [key for key, rate in (("lr_min", lr_min), ("lr_max", lr_max)) if rate == "find"]
+    loader(train_images, recipe, torch.device("cpu"))  # for its checks
     if fresh:
         on_first(forget)(out, RANGE, *TRAINED)
     rates = find_lr(model, train_images, recipe, folder=out) if found else None
@@ -124,8 +134,10 @@ def _train(out: Path, *, data, root, size, config, fresh, epochs, peak_epoch, lr
     if found and not lr_min < lr_max:
         raise InputError(f"the found LR_MIN, {lr_min:.3g}, is not below --lr-max {lr_max:.3g}; give --lr-min, too")
     beside = dict(zip(BESIDE, (data, root, size, width), strict=True)) | {"found": found}
-    on_first(_note)(out, beside)
+    if not on_first((out / CHECKPOINT).is_file)():
+        on_first(_note)(out, beside)
     run = fit(model, train_images, test_images, OneCycle(epochs, peak_epoch, lr_min, lr_max), recipe, folder=out)
+    on_first(_note)(out, beside)  # where there was a checkpoint, not before: fit may refuse to go on from it
     print(run, f"Numbers and weights are in {out}", sep="\n")
     if rank() == 0:
         draw(out, run.history, run.steps, run.schedule, rates, train_images, test_images, augment, run.ema)

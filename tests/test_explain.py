@@ -1,4 +1,4 @@
-"""Where a model is wrong: counted by hand, and Grad-CAM computed by hand."""
+"""Grad-CAM against the same by hand; whatever comes after the layer or surrounds the call makes no difference."""
 
 import copy
 from dataclasses import replace
@@ -7,12 +7,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import confusion_matrix
 from torch import nn
 
-from eva_utils import InputError, ResNet9, confusion, gradcam, misclassified, predict
-from eva_utils.batches import normalize
-from eva_utils.explain import Confusion
+from eva_utils import InputError, OneCycle, Recipe, ResNet9, fit, gradcam, misclassified, predict
+from eva_utils.augment import normalize
 
 
 @pytest.fixture
@@ -21,14 +19,8 @@ def images(tiny):
 
 
 @pytest.fixture
-def probabilities(images):
-    """Of a model that is right now and then."""
-    return torch.rand(len(images), 3).softmax(1)
-
-
-@pytest.fixture
 def model(images):
-    """Untrained, so wrong often enough; its BatchNorm has seen images, so train and eval mode differ."""
+    """Its BatchNorm has seen images, so train and eval mode differ."""
     model = ResNet9(3, width=4)
     with torch.no_grad():
         model.train()(normalize(images.pixels, images.mean, images.std))
@@ -37,85 +29,9 @@ def model(images):
 
 @pytest.fixture
 def wrong(model, images):
-    wrong = misclassified(model, images)
-    assert len(wrong) > 5
+    wrong = misclassified(model, images)[:6]
+    assert len(wrong) == 6
     return wrong
-
-
-# Confusions and mistakes
-
-
-def test_confusion_counts(images, probabilities):
-    expected = np.zeros((3, 3), int)
-    for true, row in zip(images.labels.tolist(), probabilities.tolist(), strict=True):
-        expected[true, row.index(max(row))] += 1
-    result = confusion(None, images, probabilities)
-    assert result.counts.tolist() == expected.tolist()
-    assert result.counts.tolist() == confusion_matrix(images.labels, probabilities.argmax(1)).tolist()
-    assert result.classes == ("ant", "bee", "cat")
-
-
-def test_confusion_has_a_row_and_a_column_for_classes_that_never_come(images):
-    only = images[(images.labels == 1).nonzero().flatten()]
-    counts = confusion(None, only, torch.tensor([[0.9, 0.1, 0.0]] * len(only))).counts
-    assert counts.tolist() == [[0, 0, 0], [len(only), 0, 0], [0, 0, 0]]
-
-
-def test_confusion_of_a_model_is_that_of_its_predictions(model, images):
-    assert (confusion(model, images).counts == confusion(None, images, predict(model, images)).counts).all()
-
-
-def test_most_confused_pairs():
-    counts = np.array([[50, 3, 0], [7, 40, 1], [0, 9, 30]])
-    pairs = [("cat", "bee", 9), ("bee", "ant", 7), ("ant", "bee", 3), ("bee", "cat", 1)]
-    result = Confusion(counts, ("ant", "bee", "cat"))
-    assert result.most_confused() == pairs  # nothing from the diagonal, nothing with a count of 0
-    assert result.most_confused(2) == pairs[:2]
-    assert Confusion(np.diag([5, 5, 5]), result.classes).most_confused() == []
-
-
-def test_misclassified_are_those_whose_label_is_not_the_likeliest(images, probabilities):
-    wrong = misclassified(None, images, probabilities)
-    expected = [i for i in range(len(images)) if probabilities[i].argmax() != images.labels[i]]
-    assert 0 < len(expected) < len(images)
-    assert wrong.index.tolist() == expected
-    assert len(wrong) == len(expected)
-    assert wrong.images.pixels.equal(images.pixels[expected])
-    assert wrong.images.labels.equal(images.labels[expected])
-    assert wrong.predicted.equal(probabilities[expected].argmax(1))
-    assert wrong.probabilities.equal(probabilities[expected])
-
-
-def test_misclassified_of_a_model_are_those_of_its_predictions(model, images):
-    assert misclassified(model, images).index.equal(misclassified(None, images, predict(model, images)).index)
-
-
-def test_pick_takes_the_surest_mistakes_first(images, probabilities):
-    wrong = misclassified(None, images, probabilities)
-    sure = wrong.probabilities.max(1).values
-    picked = wrong.pick(5)
-    assert picked.probabilities.max(1).values.tolist() == sorted(sure.tolist(), reverse=True)[:5]
-    assert picked.images.pixels.equal(images.pixels[picked.index])  # all fields went along
-    assert picked.images.labels.equal(images.labels[picked.index])
-    assert picked.predicted.equal(probabilities[picked.index].argmax(1))
-
-
-def test_pick_gives_no_more_than_there_are(images, probabilities):
-    wrong = misclassified(None, images, probabilities)
-    assert len(wrong.pick(1000)) == len(wrong)
-    right = misclassified(None, images, nn.functional.one_hot(images.labels).float())
-    assert len(right) == len(right.pick()) == 0
-
-
-def test_caption(images):
-    probabilities = torch.tensor([[0.1, 0.2, 0.7]] * len(images))
-    wrong = misclassified(None, images, probabilities)
-    true, predicted, probability = wrong.caption(0)
-    assert (true, predicted) == (images.classes[int(images.labels[wrong.index[0]])], "cat")
-    assert probability == pytest.approx(0.7)
-
-
-# Grad-CAM
 
 
 def by_hand(model: nn.Sequential, x: torch.Tensor, label: int, layer: str) -> np.ndarray:
@@ -126,9 +42,9 @@ def by_hand(model: nn.Sequential, x: torch.Tensor, label: int, layer: str) -> np
         out = module(out)
         if name == layer:
             activations = out = out.detach().requires_grad_()
+            out = out.clone()  # for in-place operations
     (gradients,) = torch.autograd.grad(out[0, label], activations)
-    weights = gradients.mean((2, 3), keepdim=True)
-    cam = (weights * activations).sum(1).relu()[0].detach().numpy()
+    cam = (gradients.mean((2, 3), keepdim=True) * activations).sum(1).relu()[0].detach().numpy()
 
     def scaled(cam):
         cam = cam - cam.min()
@@ -137,47 +53,140 @@ def by_hand(model: nn.Sequential, x: torch.Tensor, label: int, layer: str) -> np
     return scaled(cv2.resize(scaled(cam), (x.shape[3], x.shape[2])))
 
 
-@pytest.mark.parametrize("layer", ["head", "head.flatten", "head.linear"])
-def test_a_layer_without_feature_maps_is_refused(layer, model, wrong):
-    with pytest.raises(InputError, match=f"layer '{layer}' gives no feature map"):
-        gradcam(model, wrong, layer)
-
-
-def test_a_single_mistake_is_a_selection_of_one(model, wrong):
+def test_every_map_equals_grad_cam_by_hand(model, wrong):
     cams = gradcam(model, wrong)
-    assert len(wrong[1]) == 1 and wrong[1].caption(0) == wrong.caption(1)
-    assert np.array_equal(cams[1].true, cams.true[1:2]) and len(cams[1].mistakes) == 1
-
-
-@pytest.mark.parametrize("layer", ["layer1", "layer2", "layer3"])
-def test_gradcam_is_what_the_paper_says(model, wrong, layer):
-    cams = gradcam(model, wrong)
-    j = cams.layers.index(layer)
+    assert (cams.maps.shape, cams.maps.dtype) == ((6, 3, 16, 16), np.float32)
     x = normalize(wrong.images.pixels, wrong.images.mean, wrong.images.std)
-    for which, classes in (("predicted", wrong.predicted), ("true", wrong.images.labels)):
-        expected = np.stack([by_hand(model, x[i : i + 1], int(classes[i]), layer) for i in range(len(wrong))])
-        assert expected.max() > 0.99  # not all empty
-        np.testing.assert_allclose(getattr(cams, which)[:, j], expected, atol=1e-3)
+    for i in range(6):
+        for j, layer in enumerate(cams.layers):
+            for maps, label in ((cams.maps, wrong.predicted[i]), (cams.true, wrong.images.labels[i])):
+                np.testing.assert_allclose(maps[i, j], by_hand(model, x[i : i + 1], int(label), layer), atol=2e-3)
+    assert not np.allclose(cams.maps, cams.true)  # the class matters
+    assert cams[2:4].maps.shape == (2, 3, 16, 16) and cams[2].predictions.index.equal(wrong.index[2:3])
 
 
-def test_shapes_and_range(model, wrong):
-    cams = gradcam(model, wrong)
-    assert cams.layers == ("layer1", "layer2", "layer3")
-    assert cams.mistakes is wrong
-    for maps in (cams.predicted, cams.true):
-        assert maps.shape == (len(wrong), 3, 16, 16)
-        assert maps.dtype == np.float32
-        assert maps.min() >= 0
-        assert maps.max() <= 1
-    assert not np.array_equal(cams.predicted, cams.true)  # the class matters
-    assert cams[2:4].predicted.shape == (2, 3, 16, 16)
-    assert cams[2:4].mistakes.index.equal(wrong.index[2:4])
+def test_hirescam_of_layer3_sums_to_the_logit(model, wrong):
+    # What the documentation says: before negative values are cut off. Max-pool and linear layer follow, and a scale.
+    from pytorch_grad_cam import HiResCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    network, sums = copy.deepcopy(model), []
+
+    class Summed(HiResCAM):
+        def get_cam_image(self, *args, **options):
+            sums.append(super().get_cam_image(*args, **options).sum((1, 2)))
+            return super().get_cam_image(*args, **options)
+
+    x = normalize(wrong.images.pixels, wrong.images.mean, wrong.images.std)
+    with Summed(network, [network.layer3]) as cam:
+        maps = cam(x, [ClassifierOutputTarget(1)] * len(x))
+    np.testing.assert_allclose(sums[0], network(x)[:, 1].detach(), rtol=1e-4, atol=1e-6)
+    found = gradcam(model, wrong, "layer3", classes="bee", method="hirescam")
+    np.testing.assert_allclose(found.maps[:, 0], maps, atol=1e-4)
+    assert found.method == "hirescam" and "hirescam of layer3" in repr(found)
 
 
-def test_images_need_not_be_square(model, images):
-    wide = replace(images, pixels=images.pixels.repeat(1, 1, 2, 1))  # 16 high, 32 wide
-    wrong = misclassified(model, wide)
-    assert gradcam(model, wrong).predicted.shape == (len(wrong), 3, 16, 32)
+def test_classes_are_a_name_or_labels(model, wrong):
+    named, labels = (gradcam(model, wrong, "layer2", classes=c) for c in ("bee", [1] * 6))
+    assert named.explained.tolist() == labels.explained.tolist() == [1] * 6
+    assert np.array_equal(named.maps, labels.maps)
+    own = gradcam(model, wrong, "layer2", classes=wrong.images.labels)
+    assert np.array_equal(own.maps, own.true)
+    for bad, words in (("dog", "one of ant, bee, cat"), ([3] * 6, "below 3"), ([0], "6 labels")):
+        with pytest.raises(InputError, match=f"classes is .*{words}"):
+            gradcam(model, wrong, "layer2", classes=bad)
+
+
+def test_images_are_predicted_first_and_need_not_be_square(model, images):
+    wide = replace(images, pixels=images.pixels.repeat(1, 1, 2, 1))[:4]  # 16 high, 32 wide
+    cams = gradcam(model, wide)
+    assert cams.maps.shape == (4, 3, 16, 32)
+    assert cams.explained.equal(predict(model, wide).argmax(1))
+    assert gradcam(model, misclassified(model, images)[:0]).maps.shape == (0, 3, 16, 16)  # nothing to explain
+
+
+class Net(nn.Module):
+    """What comes after ``named`` is chosen: it may change its input in place."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.first, self.named = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.unused, self.linear, self.after = nn.Conv2d(4, 4, 1), nn.Linear(4, 3), after
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.linear(self.after(self.named(x), x).mean((2, 3)))
+
+
+def plus_in_place(y, x):
+    y += x
+    return y
+
+
+@pytest.mark.parametrize(
+    ("plain", "in_place"),
+    [(lambda y, x: y.relu(), lambda y, x: y.relu_()), (lambda y, x: y + x, plus_in_place)],
+    ids=["relu", "+="],
+)
+def test_operations_in_place_after_the_layer_make_no_difference(plain, in_place, images):
+    # The activations that were caught would otherwise be overwritten before they are looked at.
+    model, same = Net(plain), Net(in_place)
+    same.load_state_dict(model.state_dict())
+    for method in ("gradcam", "hirescam"):
+        a, b = (gradcam(net, images[:8], "named", method=method) for net in (model, same))
+        assert np.array_equal(a.maps, b.maps) and a.maps.max() > 0
+
+
+class ChannelsLast(nn.Module):
+    """Its ``block`` gives (n, c, h, w), or (n, h, w, c) as Swin's do, or (n, places, c) as a ViT's do."""
+
+    def __init__(self, order: str):
+        super().__init__()
+        self.conv, self.block, self.linear, self.order = nn.Conv2d(3, 5, 3, 2, 1), nn.Identity(), nn.Linear(5, 3), order
+
+    def forward(self, x):
+        x = self.conv(x).relu()
+        if self.order == "chw":
+            return self.linear(self.block(x).mean((2, 3)))
+        x = x.permute(0, 2, 3, 1)
+        return self.linear(self.block(x if self.order == "hwc" else x.flatten(1, 2)).flatten(1, -2).mean(1))
+
+
+def test_blocks_with_the_channels_last_are_found_out(images):
+    model, last, tokens = ChannelsLast("chw"), ChannelsLast("hwc"), ChannelsLast("places")
+    last.load_state_dict(model.state_dict())
+    tokens.load_state_dict(model.state_dict())
+    plain = gradcam(model, images[:8], "block").maps
+    np.testing.assert_allclose(gradcam(last, images[:8], "block").maps, plain, atol=1e-5)
+    with pytest.raises(InputError, match=r"gives no feature map .* Tensor \(1, 64, 5\)"):
+        gradcam(tokens, images[:8], "block")
+    maps = gradcam(tokens, images[:8], "block", reshape_transform=lambda a: a.transpose(1, 2).unflatten(2, (8, 8))).maps
+    np.testing.assert_allclose(maps, plain, atol=1e-5)
+
+
+class Twice(ChannelsLast):
+    def forward(self, x):
+        return self.linear(self.block(self.block(self.conv(x))).mean((2, 3)))
+
+
+def test_a_layer_that_is_not_used_once_is_refused(images):
+    for net, layer, times in ((Twice("chw"), "block", 2), (Net(lambda y, x: y), "unused", 0)):
+        with pytest.raises(InputError, match=f"how often layer '{layer}' is used is {times}; .* choose another layer"):
+            gradcam(net, images[:2], layer)
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ("head", "layer 'head' gives no feature map"),
+        (("layer1", "layer9"), "layer9.*prep, layer1, layer2, layer3, head"),
+        ("layer1.down.convolution", "'layer1.down.convolution' .* such as layer1.down.conv, layer1.down.pool, "),
+        ((), r"layers is \(\); it has to be one name or more"),
+    ],
+)
+def test_layers_that_cannot_be_explained_are_refused(layers, words, model, wrong):
+    with pytest.raises(InputError, match=words):
+        gradcam(model, wrong, layers)
 
 
 @pytest.mark.parametrize(
@@ -189,23 +198,17 @@ def test_surroundings_make_no_difference(model, images, wrong, surroundings):
     expected = gradcam(model, wrong)
     with surroundings():
         cams = gradcam(model, wrong)
-        inside = gradcam(model, misclassified(None, images, predict(model, images)))  # mistakes from inside as well
-    assert np.array_equal(cams.predicted, expected.predicted)
-    assert np.array_equal(cams.true, expected.true)
-    assert inside.predicted.shape[1:] == (3, 16, 16)
-
-
-def test_a_model_in_train_mode_is_explained_in_eval_mode(model, wrong):
-    expected = gradcam(model.eval(), wrong)
-    cams = gradcam(model.train(), wrong)
-    assert np.array_equal(cams.predicted, expected.predicted)
-    assert np.array_equal(cams.true, expected.true)
+        assert len(gradcam(model, misclassified(model, images)[:6]).maps) == 6  # predicted in there as well
+    assert np.array_equal(cams.maps, expected.maps) and np.array_equal(cams.true, expected.true)
 
 
 def test_the_model_is_left_as_it_was(model, wrong):
+    expected = gradcam(model, wrong)
     model.train()
     model.layer2.eval()
     model.prep.conv.weight.requires_grad_(False)
+    called = []
+    model.layer3.register_forward_hook(lambda *_: called.append(1))
 
     def state():
         hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -217,49 +220,18 @@ def test_the_model_is_left_as_it_was(model, wrong):
         }
 
     before = state()
-    gradcam(model, wrong)
+    cams = gradcam(model, wrong)  # in eval mode, whatever the model's own is
     torch.testing.assert_close(state(), before, rtol=0, atol=0)
     assert all(p.grad is None for p in model.parameters())
+    assert np.array_equal(cams.maps, expected.maps)
 
 
-def test_a_network_of_ones_own_with_its_own_layers(cnn, images):
-    model = cnn().eval()
-    wrong = misclassified(model, images)
-    cams = gradcam(model, wrong, layers=("0", "2"))
-    assert cams.layers == ("0", "2")
-    x = normalize(wrong.images.pixels, wrong.images.mean, wrong.images.std)
-    for j, layer in enumerate(cams.layers):
-        np.testing.assert_allclose(
-            cams.true[0, j], by_hand(model, x[:1], int(wrong.images.labels[0]), layer), atol=1e-3
-        )
-
-
-def test_layers_may_be_nested(model, wrong):
-    assert gradcam(model, wrong, layers=("layer1.residual.0",)).predicted.shape == (len(wrong), 1, 16, 16)
-
-
-def test_operations_in_place_after_the_layer_make_no_difference(cnn, images):
-    # The activations that were caught would otherwise be overwritten before they are looked at.
-    model, same = cnn(), cnn()
-    same[2] = nn.ReLU(inplace=True)
-    wrong = misclassified(model, images)
-    assert np.array_equal(gradcam(model, wrong, ("1",)).predicted, gradcam(same, wrong, ("1",)).predicted)
-
-
-def test_one_layer_may_be_named_alone(model, wrong):
-    cams = gradcam(model, wrong, layers="layer3")
-    assert cams.layers == ("layer3",)
-    np.testing.assert_array_equal(cams.predicted, gradcam(model, wrong, layers=("layer3",)).predicted)
-
-
-def test_unknown_layer_is_named_with_those_that_are_there(model, wrong):
-    with pytest.raises(InputError, match=r"layer9.*prep, layer1, layer2, layer3, head"):
-        gradcam(model, wrong, layers=("layer1", "layer9"))
-    for layer in ("layer1.down.convolution", "layer1.down.conv.2"):
-        with pytest.raises(InputError, match=rf"'{layer}' .* such as layer1.down.conv, layer1.down.pool, "):
-            gradcam(model, wrong, layers=layer)
-
-
-def test_nothing_to_explain(model, wrong):
-    cams = gradcam(model, wrong[:0])
-    assert cams.predicted.shape == cams.true.shape == (0, 3, 16, 16)
+def test_the_ema_of_a_run_is_explained(tiny):
+    recipe = Recipe(batch_size=8, augment=None, precision="fp32", device="cpu")
+    ema = fit(ResNet9(3, width=4), *tiny, OneCycle(1, 0.5, 0.01, 0.1), recipe).ema
+    assert not any(p.requires_grad for p in ema.parameters())
+    test = tiny[1]
+    cams = gradcam(ema, test)
+    x = normalize(test.pixels, test.mean, test.std)
+    hand = by_hand(ema, x[:1], int(cams.explained[0]), "layer3")
+    np.testing.assert_allclose(cams.maps[0, 2], hand, atol=2e-3)

@@ -1,0 +1,242 @@
+"""Looking at a network: against the same by hand; what does not fit is refused; a run's folder knows a photo."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from eva_utils import InputError, OneCycle, Recipe, ResNet9, confusion, find_lr, fit, gradcam, look, misclassified
+from eva_utils.augment import normalize
+from eva_utils.look import classify, evaluate, load_model, predict
+
+RECIPE = Recipe(batch_size=8, augment=None, precision="fp32", device="cpu")
+POLICY = OneCycle(1, 0.5, 0.001, 0.01)
+
+
+@pytest.fixture
+def model(cnn):
+    """A user's network whose BatchNorm has seen something and whose modules are in different modes."""
+    model = cnn()
+    with torch.no_grad():
+        model(3 * torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) + 1)
+    model[1].eval()  # as people do who freeze BatchNorm
+    return model
+
+
+@pytest.fixture
+def probabilities(tiny):
+    """Of a model that is right now and then."""
+    return torch.rand(len(tiny[0]), 3).softmax(1)
+
+
+def modes(model: nn.Module) -> list[bool]:
+    return [module.training for module in model.modules()]
+
+
+def logits_by_hand(model, images, mirrored: bool = False) -> torch.Tensor:
+    """One image after the other, in the plainest way."""
+    before, out = modes(model), []
+    model.eval()
+    with torch.no_grad():
+        for pixels in images.pixels:
+            x = ((pixels / 255 - torch.tensor(images.mean)) / torch.tensor(images.std)).permute(2, 0, 1)
+            out.append(model((x.flip(2) if mirrored else x)[None])[0])
+    for module, mode in zip(model.modules(), before, strict=True):
+        module.training = mode
+    return torch.stack(out)
+
+
+def loader(images, batch: int = 5) -> torch.utils.data.DataLoader:
+    pairs = torch.utils.data.TensorDataset(normalize(images.pixels, images.mean, images.std), images.labels)
+    return torch.utils.data.DataLoader(pairs, batch_size=batch)
+
+
+# predict and evaluate
+
+
+@pytest.mark.parametrize("tta", [False, True])
+@pytest.mark.parametrize("batch", [1000, 7])  # 12 images: one batch; one and a smaller one
+def test_predict_and_evaluate_against_the_same_by_hand(batch, tta, model, tiny, monkeypatch):
+    monkeypatch.setattr(look, "BATCH", batch * 16 * 16 // (32 * 32) or 2)
+    logits = logits_by_hand(model, tiny[1])
+    if tta:
+        logits = (logits + logits_by_hand(model, tiny[1], mirrored=True)) / 2
+    found = predict(model, tiny[1], tta=tta, precision="fp32")
+    assert not found.requires_grad and not found.is_inference()
+    torch.testing.assert_close(found, logits.softmax(1), rtol=1e-4, atol=1e-5)
+    metrics = evaluate(model, tiny[1], tta=tta, label_smoothing=0.2, precision="fp32")
+    correct = int((logits.argmax(1) == tiny[1].labels).sum())
+    assert (metrics.n, metrics.correct, metrics.accuracy) == (12, correct, pytest.approx(100 * correct / 12))
+    loss = nn.functional.cross_entropy(logits, tiny[1].labels, label_smoothing=0.2)
+    assert metrics.loss == pytest.approx(loss.item(), rel=1e-4)
+
+
+def test_a_dataloader_is_evaluated_like_its_images(model, tiny):
+    ours, theirs = (evaluate(model, data, precision="fp32") for data in (tiny[1], loader(tiny[1])))
+    assert (theirs.n, theirs.correct, theirs.loss) == (12, ours.correct, pytest.approx(ours.loss, rel=1e-5))
+    torch.testing.assert_close(predict(model, loader(tiny[1])), predict(model, tiny[1]))
+
+
+class FailsLater(nn.Module):
+    """Fails in its second batch."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.calls = layer, 0
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls == 2:
+            raise RuntimeError("out of luck")
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("call", [predict, evaluate])
+def test_the_model_is_left_as_it_was_also_after_an_error(call, model, tiny, monkeypatch):
+    before, rng = modes(model), torch.get_rng_state()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    call(model, tiny[1], tta=True)
+    monkeypatch.setattr(look, "BATCH", 2)
+    broken = FailsLater(model)
+    # Kept in a variable, as a notebook keeps the last traceback: no local variable in it may be what holds a mode.
+    with pytest.raises(InputError, match="out of luck") as caught:
+        call(broken, tiny[1], precision="bf16")
+    assert caught.tb is not None
+    assert modes(model) == before and len(set(before)) == 2
+    assert all(value.equal(state[key]) for key, value in model.state_dict().items())
+    assert torch.get_rng_state().equal(rng) and all(p.grad is None for p in model.parameters())
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("outputs", [2, 5])
+def test_a_network_of_other_classes_is_refused_by_all_alike(outputs, cnn, tiny):
+    train, test = tiny
+    model = cnn(outputs=outputs)
+    for call in (
+        lambda: predict(model, test),
+        lambda: evaluate(model, test),
+        lambda: confusion(model, test),
+        lambda: misclassified(model, test),
+        lambda: gradcam(model, test, "0"),
+        lambda: find_lr(model, train, RECIPE),
+        lambda: fit(model, train, test, POLICY, RECIPE),
+    ):
+        with pytest.raises(InputError, match=f"^the model has {outputs} outputs; the data have 3 classes$"):
+            call()
+
+
+def test_view_is_told_from_other_errors(tiny):
+    class Views(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(3, 4, 1), nn.Linear(4 * 16 * 16, 3)
+
+        def forward(self, x):
+            return self.linear(self.conv(x).view(len(x), -1))
+
+    with pytest.raises(InputError, match=r"cannot take a batch of \(12, 3, 16, 16\).*; use flatten\(1\) or reshape"):
+        predict(Views(), tiny[1])
+    with pytest.raises(InputError, match=r"cannot take a batch of \(12, 3, 16, 16\)") as caught:
+        predict(nn.Conv2d(4, 4, 1), tiny[1])
+    assert "view" not in str(caught.value)
+
+
+@pytest.mark.parametrize("call", [predict, evaluate])
+def test_what_is_no_data_and_what_are_no_logits_is_refused(call, model, tiny):
+    with pytest.raises(InputError, match=r"the model gives a Tensor \(12, 3, 16, 16\); it has to give"):
+        call(nn.Conv2d(3, 3, 1), tiny[1])
+    with pytest.raises(InputError, match="number of images is 0"):
+        call(model, tiny[1][:0])
+    with pytest.raises(InputError, match="the data are a Tensor; they have to be Images"):
+        call(model, torch.zeros(2, 3, 32, 32))
+
+
+# Confusions and mistakes
+
+
+def test_confusion_and_recall_are_counted(tiny, probabilities):
+    images, expected = tiny[0], np.zeros((3, 3), int)
+    for true, row in zip(images.labels.tolist(), probabilities.tolist(), strict=True):
+        expected[true, row.index(max(row))] += 1
+    result = confusion(None, images, probabilities)
+    (true, predicted, n), *_ = result.most_confused()
+    assert n == (expected - np.diag(np.diag(expected))).max()
+    assert expected[images.classes.index(true), images.classes.index(predicted)] == n and true != predicted
+    assert result.counts.tolist() == expected.tolist()
+    assert result.recall == {c: 100 * expected[i, i] / expected[i].sum() for i, c in enumerate(images.classes)}
+    only = images[(images.labels == 1).nonzero().flatten()]
+    result = confusion(None, only, torch.tensor([[0.9, 0.1, 0.0]] * len(only)))
+    assert result.counts.tolist() == [[0, 0, 0], [len(only), 0, 0], [0, 0, 0]]
+    assert result.recall["bee"] == 0 and np.isnan(result.recall["cat"])
+
+
+def test_misclassified_are_those_whose_label_is_not_the_likeliest(tiny, probabilities):
+    images = tiny[0]
+    wrong = misclassified(None, images, probabilities)
+    expected = [i for i in range(len(images)) if probabilities[i].argmax() != images.labels[i]]
+    assert 0 < len(expected) < len(images) and wrong.index.tolist() == expected
+    assert wrong.images.pixels.equal(images.pixels[expected]) and wrong.probabilities.equal(probabilities[expected])
+    sure, picked = wrong.probabilities.max(1).values, wrong.pick(5)  # the surest first, and all fields went along
+    assert picked.probabilities.max(1).values.tolist() == sorted(sure.tolist(), reverse=True)[:5]
+    assert picked.images.pixels.equal(images.pixels[picked.index])
+    assert picked.caption(0)[1:] == (images.classes[int(picked.predicted[0])], pytest.approx(float(sure.max())))
+    assert len(misclassified(None, images, nn.functional.one_hot(images.labels).float()).pick()) == 0
+
+
+# A run's folder alone
+
+
+@pytest.fixture
+def run(tiny, tmp_path):
+    """(folder, Run) of a tiny training of a ResNet9."""
+    return tmp_path / "run", fit(ResNet9(3, width=4), *tiny, POLICY, RECIPE, folder=tmp_path / "run")
+
+
+def write(pixels, path):
+    Image.fromarray(np.asarray(pixels)).save(path)
+    return path
+
+
+def test_classify_needs_the_folder_alone_and_resizes(run, tiny, tmp_path):
+    folder, trained = run
+    files = [write(tiny[1].pixels[i], tmp_path / f"{i}.png") for i in range(3)]
+    expected = predict(trained.ema, tiny[1][:3])
+    for answer, row in zip(classify(folder, *files), expected, strict=True):
+        assert answer == {name: pytest.approx(float(row[i]), abs=1e-5) for i, name in enumerate(tiny[1].classes)}
+        assert list(answer.values()) == sorted(answer.values(), reverse=True)
+    larger = tiny[1].pixels[0].repeat_interleave(3, 0).repeat_interleave(3, 1)
+    wide = torch.cat([torch.zeros(48, 6, 3, dtype=torch.uint8), larger, torch.zeros(48, 6, 3, dtype=torch.uint8)], 1)
+    (answer,) = classify(folder, write(wide, tmp_path / "wide.png"))
+    assert answer == {name: pytest.approx(float(expected[0, i]), abs=0.05) for i, name in enumerate(tiny[1].classes)}
+
+
+def test_a_network_of_ones_own_is_given(cnn, tiny, tmp_path):
+    trained = fit(cnn(), *tiny, POLICY, RECIPE, folder=tmp_path)
+    file = write(tiny[1].pixels[0], tmp_path / "0.png")
+    with pytest.raises(InputError, match=r"model is 'not given'; .* another network than ResNet9"):
+        classify(tmp_path, file)
+    (answer,) = classify(tmp_path, file, model=cnn(1))
+    assert max(answer, key=answer.get) == tiny[1].classes[int(predict(trained.ema, tiny[1])[0].argmax())]
+    with pytest.raises(InputError, match=r"model\.pt' does not fit this network"):
+        load_model(tmp_path, cnn(outputs=5))
+
+
+def test_a_run_that_was_trained_on_a_loader_knows_no_classes(cnn, tiny, tmp_path):
+    fit(cnn(), loader(tiny[0]), loader(tiny[1]), POLICY, RECIPE, folder=tmp_path)
+    with pytest.raises(InputError, match="was trained on a loader, so it knows neither classes"):
+        classify(tmp_path, "0.png", model=cnn())
+
+
+def test_what_is_no_run_or_no_photo_is_named(run, tmp_path):
+    with pytest.raises(InputError, match=r"nowhere.model\.pt' is not there: is this the folder of a finished run"):
+        load_model(tmp_path / "nowhere")
+    (tmp_path / "text.png").write_text("not an image")
+    with pytest.raises(InputError, match=r"text\.png' cannot be read as an image"):
+        classify(run[0], tmp_path / "text.png")
+    content = bytearray((run[0] / "model.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (run[0] / "model.pt").write_bytes(content)
+    with pytest.raises(InputError, match=r"model\.pt' is damaged"):
+        load_model(run[0])

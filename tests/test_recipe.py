@@ -1,0 +1,48 @@
+"""A recipe refuses a wrong value when it is made, and knows which of its values decide the result."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from eva_utils import Augment, InputError, Recipe
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batch_size": 0}, {"batch_size": 2.5}, {"batch_size": "64"}, {"batch_size": True}, {"batch_size": None},
+        {"seed": -1}, {"seed": 2**63}, {"seed": 0.5}, {"augment": "flip"}, {"engine": "steam"}, {"optimizer": "adam"},
+        {"optimizer": None}, {"momentum": 1}, {"momentum": -0.1}, {"weight_decay": -1}, {"weight_decay": math.inf},
+        {"weight_decay": math.nan}, {"label_smoothing": 1}, {"label_smoothing": math.nan}, {"criterion": "mse"},
+        {"ema": 0}, {"ema": 2}, {"precision": "fp8"}, {"workers": -1}, {"workers": 1000},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_wrong_value_is_named(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(InputError) as caught:
+        Recipe(**wrong)
+    assert str(caught.value).startswith(f"{name} is {value!r}; it has to be ")
+    with pytest.raises(InputError, match=f"^{name} is "):
+        Recipe().replace(**wrong)
+
+
+def test_compared_leaves_out_how_it_is_computed():
+    here, there = Recipe(), Recipe(precision="fp32", device="cuda:1", workers=0)
+    assert here.compared() == there.compared()
+    assert here.compared().keys() == {
+        "batch_size", "seed", "augment", "engine", "optimizer", "momentum", "weight_decay", "label_smoothing",
+        "criterion", "ema",
+    }  # fmt: skip
+    assert here.compared() != here.replace(augment=Augment(flip=False)).compared()
+
+
+def test_loss_is_cross_entropy_or_the_criterion():
+    logits, y = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
+    # The definition of label smoothing: that share of the target is spread over all classes alike.
+    target = 0.8 * nn.functional.one_hot(y, 3) + 0.2 / 3
+    expected = -(target * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(Recipe(label_smoothing=0.2).loss(logits, y), expected)
+    assert Recipe(criterion=lambda logits, y: 7).loss(logits, y) == 7
