@@ -21,11 +21,11 @@ _NAMES = {
     "augment": ("Augment",),
     "recipe": ("Recipe",),
     "lr_finder": ("find_lr",),
-    "fit": ("fit",),
+    "fitting": ("fit",),
     "look": ("evaluate", "predict", "misclassified", "confusion", "load_model", "classify"),
     "explain": ("gradcam",),
     "device": ("environment",),
-    "estimate": ("estimate",),
+    "timing": ("estimate",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = ["__version__", "plots", *_MODULE_OF]
@@ -36,7 +36,7 @@ def __getattr__(name: str):
         return importlib.import_module(".plots", __name__)
     if name in _MODULE_OF:
         value = getattr(importlib.import_module("." + _MODULE_OF[name], __name__), name)
-        globals()[name] = value  # also in place of a module of the same name, which the import has put here
+        globals()[name] = value
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

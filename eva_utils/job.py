@@ -15,7 +15,7 @@ from .batches import loader
 from .device import choose_device, choose_precision
 from .errors import InputError, check
 from .explain import gradcam
-from .fit import fit
+from .fitting import fit
 from .look import classify, confusion, load_model, misclassified
 from .look import predict as probabilities_of
 from .lr_finder import LRRange, find_lr

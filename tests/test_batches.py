@@ -11,8 +11,9 @@ import pytest
 import torch
 from albumentations.pytorch import ToTensorV2
 
-from eva_utils import Augment, Images, InputError, OneCycle, fit
-from eva_utils.batches import DeviceLoader, WorkerLoader, loader, plain_batches, seed_for
+from eva_utils import Augment, Images, InputError, OneCycle, Recipe, fit
+from eva_utils import batches as batches_module
+from eva_utils.batches import DeviceLoader, WorkerLoader, plain_batches, seed_for
 from eva_utils.errors import RunError
 
 # Python 3.12 and later warn of every fork of a process with threads, which torch's always is.
@@ -25,6 +26,11 @@ ENGINES = [
 ]
 every_engine = pytest.mark.parametrize("engine", ENGINES)
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+def loader(images, augment=None, batch_size=512, *, device="cpu", shard=(0, 1), **options):
+    recipe = Recipe(augment=augment, batch_size=batch_size, **options)
+    return batches_module.loader(images, recipe, torch.device(device), shard)
 
 
 def make(pixels: np.ndarray) -> Images:
@@ -176,7 +182,7 @@ def test_engine_decides_the_loader():
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ([A.Normalize(), ToTensorV2()], r"augment has Normalize\(.*evaluation normalises.*A.Normalize\(train.mean"),
+        ([A.Normalize(), ToTensorV2()], r"augment has Normalize\(.*but evaluation.*A.Normalize\(train.mean"),
         ([A.OneOf([A.Normalize(MEAN, (1, 1, 1))], p=1), ToTensorV2()], r"augment has Normalize\("),
         ([A.Normalize(normalization="image"), ToTensorV2()], r"augment has Normalize\("),
         (
@@ -233,7 +239,7 @@ def test_plain_batches_come_in_order():
     [
         ({"batch_size": 11}, "batch_size is 11; it has to be between 1 and the 10 training images"),
         ({"batch_size": 0}, "batch_size is 0;"),
-        ({"engine": "gpu"}, "engine is 'gpu'; it has to be 'batch' or 'albumentations'"),
+        ({"engine": "gpu"}, "engine is 'gpu'; it has to be batch or albumentations"),
         ({"workers": -1}, "workers is -1; it has to be between 0 and 256"),
         ({"augment": Augment(padding=12)}, "padding is 12;"),
         ({"augment": Augment(cutout=13), "engine": "albumentations"}, "cutout is 13;"),
@@ -321,7 +327,7 @@ def test_training_does_not_notice(tiny, cnn, monkeypatch):
     for limit in (0, 1 << 40):
         monkeypatch.setattr("eva_utils.batches.room", lambda device, limit=limit: limit)
         schedule = OneCycle(2, 1, 0.01, 0.1)
-        runs.append(fit(cnn(), train, test, schedule, augment=Augment(2, cutout=4), batch_size=8, device="cpu"))
+        runs.append(fit(cnn(), train, test, schedule, Recipe(augment=Augment(2, cutout=4), batch_size=8, device="cpu")))
     first, second = ([row["loss"] for row in run.steps] for run in runs)
     assert first == second
 
@@ -346,43 +352,39 @@ def test_how_many_batches_are_prepared_at_once_changes_nothing(tiny, monkeypatch
             assert torch.equal(x, batches[0][0]) and torch.equal(y, batches[0][1])
 
 
-# Alternating flip
+# Somebody else's batches
 
 
-@pytest.mark.parametrize("engine", ["batch", "albumentations"])
-def test_an_image_is_mirrored_every_other_time(tiny, engine):
-    train, _ = tiny
-    named = dataclasses.replace(train, labels=torch.arange(len(train)))  # its place as label
-    batches = loader(named, Augment(padding=0, cutout=0), 8, engine=engine, workers=0)
-    plain = torch.cat([x for x, _ in loader(named, None, 8, workers=0).epoch(0)])
-    places = torch.cat([y for _, y in loader(named, None, 8, workers=0).epoch(0)])
-    plain = plain[places.argsort()]
-    mirrored = []
-    for epoch in range(4):
-        x, y = (torch.cat(parts) for parts in zip(*batches.epoch(epoch), strict=True))
-        x = x[y.argsort()]
-        mirrored.append(torch.tensor([bool((a - b).abs().max() > 1e-4) for a, b in zip(x, plain, strict=True)]))
-        expected = torch.where(mirrored[-1][:, None, None, None], plain.flip(3), plain)
-        torch.testing.assert_close(x, expected, atol=1e-5, rtol=0)
-    assert 4 < mirrored[0].sum() < 28  # at random at first
-    assert mirrored[1].equal(~mirrored[0]) and mirrored[2].equal(mirrored[0]) and mirrored[3].equal(mirrored[1])
+def test_any_data_loader_will_do():
+    x, y = torch.rand(10, 3, 8, 8), torch.arange(10)
+    given = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=4)
+    batches = loader(given)
+    assert len(batches) == 3
+    first, labels = whole(batches, 0)
+    assert first.equal(x) and labels.equal(y)
+    assert next(batches.epoch(0))[0].is_contiguous(memory_format=torch.channels_last)
+    assert len(loader([(x, y)])) == 1
 
 
-@pytest.mark.parametrize("engine", ["batch", "albumentations"])
-def test_or_at_random(tiny, engine):
-    named = dataclasses.replace(tiny[0], labels=torch.arange(len(tiny[0])))
-    augment = Augment(padding=0, cutout=0, alternate=False)
-    batches = loader(named, augment, 8, engine=engine, workers=0)
-    seen = []
-    for epoch in range(2):
-        x, y = (torch.cat(parts) for parts in zip(*batches.epoch(epoch), strict=True))
-        seen.append(x[y.argsort()])
-    same = sum(torch.allclose(a, b, atol=1e-5) for a, b in zip(*seen, strict=True))
-    assert 4 < same < 28
+@pytest.mark.parametrize(
+    "data", [torch.utils.data.TensorDataset(torch.rand(2, 1)), torch.rand(3), "photos", 7, iter([])]
+)
+def test_what_are_no_batches_is_refused_with_the_cure(data):
+    with pytest.raises(InputError, match="from_arrays"):
+        loader(data)
 
 
-def test_both_engines_mirror_the_same_images(tiny):
-    order = torch.randperm(32, generator=torch.Generator().manual_seed(5))
-    first, second = (loader(tiny[0], engine=engine, batch_size=8) for engine in ("batch", "albumentations"))
-    assert first._flips(order, 3).equal(second._flips(order, 3))
-    assert not first._flips(order, 3).equal(loader(tiny[0], batch_size=8, seed=1)._flips(order, 3))
+@pytest.mark.parametrize("batch", [torch.rand(2), (torch.rand(2),), {"x": 1}])
+def test_a_batch_is_two_tensors(batch):
+    with pytest.raises(InputError, match="two tensors"):
+        next(loader([batch]).epoch(0))
+
+
+def test_another_default_type_for_a_while_leaves_nothing_behind():
+    images = dataclasses.replace(numbered(4), mean=(0.123, 0.2, 0.3))
+    torch.set_default_dtype(torch.float64)
+    try:
+        first = whole(loader(images, None, 4), 0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert first[0].dtype == torch.float32 and same(whole(loader(images, None, 4), 0), first)

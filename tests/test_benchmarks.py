@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jpeg
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,6 @@ from PIL import Image
 
 import accuracy
 import eva_utils as eva
-import jpeg
 import lr_finder
 import lr_rules
 import lr_tables

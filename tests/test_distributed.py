@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 import together
 import torch
+from eva_utils.precision import choose_device
 from torch import nn
 
 from eva_utils import Augment, InputError, ResNet9, checkpoint, cli, distributed, job
 from eva_utils.batches import loader
-from eva_utils.precision import choose_device
 
 HERE = Path(__file__).resolve().parent
 TRAIN = [

@@ -10,7 +10,7 @@ import torch
 
 from .data import Images
 from .device import choose_device
-from .fit import fit
+from .fitting import fit
 from .model import ResNet9
 from .recipe import Recipe
 from .schedule import OneCycle
