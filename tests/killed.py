@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from eva_utils import Augment, Images, OneCycle, ResNet9, checkpoint, cli, evaluation, fit
+import eva_utils.run
+from eva_utils import Augment, Images, OneCycle, Recipe, ResNet9, cli, fit, keeper, look
 
 EPOCHS = 6
 for module in ("eva_utils.job", "albumentations.pytorch", "pytorch_grad_cam", "matplotlib.pyplot"):
@@ -35,9 +36,9 @@ def half(write_bytes, path: Path, data) -> None:
 # phase: (whose, which function, what happens instead of its n-th call)
 PHASES = {
     "step": (torch.optim.SGD, "step", lambda real, *args: (real(*args), die())),  # moved, but not yet written down
-    "evaluation": (evaluation, "autocast", die),
+    "evaluation": (look, "autocast", die),
     "write": (Path, "write_bytes", half),
-    "read back": (checkpoint, "_check", die),
+    "read back": (eva_utils.run, "_check", die),
     "rename": (os, "replace", die),  # between temporary file and rename
     "renamed": (os, "replace", lambda real, *args: (real(*args), die())),
 }
@@ -65,19 +66,22 @@ def random_images(n: int, seed: int) -> Images:
 
 def train(folder: str, engine: str, workers: int) -> int:
     """``fit`` on random images; what it gives goes to ``end.pt`` in ``folder``."""
+    keeper.SAVE_SECONDS = 0
     torch.manual_seed(0)
     model = nn.Sequential(ResNet9(3, width=2), nn.Dropout(0.3))
     torch.manual_seed(os.getpid())  # what was drawn in another process decides nothing
-    run = fit(
-        model, random_images(32, 1), random_images(12, 2), OneCycle(EPOCHS, 2, 0.01, 0.1), batch_size=7,
-        augment=Augment(2, cutout=4), precision="fp32", device="cpu", engine=engine, workers=workers, checkpoint=folder,
-    )  # fmt: skip
+    recipe = Recipe(
+        batch_size=7, augment=Augment(2, cutout=4), precision="fp32", device="cpu", engine=engine, workers=workers
+    )
+    schedule = OneCycle(EPOCHS, 2, 0.01, 0.1)
+    run = fit(model, random_images(32, 1), random_images(12, 2), schedule, recipe, folder=folder)
     end = {"model": run.model.state_dict(), "ema": run.ema.state_dict(), "history": run.history, "steps": run.steps}
     torch.save(end, Path(folder) / "end.pt")
     return 0
 
 
 def command(argv: list[str]) -> int:
+    keeper.SAVE_SECONDS = 0
     return cli.main(argv)
 
 

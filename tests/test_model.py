@@ -64,7 +64,7 @@ def kinds(module: nn.Module) -> list[str]:
 
 
 def test_layers_are_in_the_order_of_the_assignment(full):
-    plain, pooled = ["Conv3x3", "BatchNorm2d", "ReLU"], ["Conv3x3", "MaxPool2d", "BatchNorm2d", "ReLU"]
+    plain, pooled = ["Conv2d", "BatchNorm2d", "ReLU"], ["Conv2d", "MaxPool2d", "BatchNorm2d", "ReLU"]
     assert kinds(full.prep) == plain
     assert kinds(full.layer2) == pooled
     for stage in (full.layer1, full.layer3):
