@@ -41,7 +41,9 @@ def fetch_cifar10(root: Path) -> Path:
 
     tries = [(url, MIRROR_SECONDS) for url in MIRRORS] + [(ORIGINAL, ORIGINAL_SECONDS)]
     if own := os.environ.get("EVA_CIFAR10_URL"):
-        safe = own.startswith(("https://", "file://", "http://localhost", "http://127.0.0.1"))  # not changed on its way
+        parts = urllib.parse.urlsplit(own.replace("[", "").replace("]", ""))  # unmatched brackets raise
+        local = parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1")
+        safe = parts.scheme in ("https", "file") or local  # anything else could be changed on its way
         check("EVA_CIFAR10_URL", own, safe, "an https:// address (or file://, http://localhost)")
         tries.insert(0, (own, ORIGINAL_SECONDS))
     part, failures = root / f"{ARCHIVE}.{os.getpid()}.part", []  # in the same folder: renamed when whole, never copied

@@ -82,8 +82,9 @@ class Keeper:
             return None
         state = None
         with contextlib.suppress(InputError) if fresh else contextlib.nullcontext():
-            state = read_tensors(file)
-            check(str(file), sorted(state), {"settings", "seconds"} <= state.keys(), "a checkpoint of fit; delete it")
+            found = read_tensors(file)
+            check(str(file), sorted(found), {"settings", "seconds"} <= found.keys(), "a checkpoint of fit; delete it")
+            state = found
         if not fresh:
             return state
         same = state is not None and state["settings"]["first_weights"] == self.settings["first_weights"]

@@ -117,7 +117,8 @@ def read_curve(lr: np.ndarray, loss: np.ndarray, guess: float = np.inf) -> LRRan
     low, edge = curve.valley()
     start, bottom = curve.smooth[0], curve.smooth[low]
     noise = np.std(np.diff(level[: low + 1])) / np.sqrt(SMOOTH) if low > 1 else np.inf
-    if min(start - bottom, curve.fall_from - bottom) < max(5 * noise, 0.01 * abs(start)):
+    # The noise is that of the whole fall: far above a guess, losses jump more than below it.
+    if start - bottom < 5 * noise or curve.fall_from - bottom < 0.01 * abs(start):
         raise InputError(
             f"the curve of the range test is flat: the loss came from {start:.3g} to {bottom:.3g} between rates "
             f"{lr[0]:.3g} and {lr[-1]:.3g}, which is no learning; check data and model, "

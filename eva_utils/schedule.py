@@ -45,8 +45,8 @@ class _Policy:
             def load_state_dict(self, state_dict) -> None:
                 super().load_state_dict(state_dict)
                 # LambdaLR leaves the rate as it is until its next step, which would be one step late.
-                for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
-                    group["lr"] = rate
+                for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+                    group["lr"] = base * self.lr_lambdas[0](self.last_epoch)
 
         check("steps_per_epoch", steps_per_epoch, steps_per_epoch >= 1, "1 or more")
         for group, ratio in zip(optimizer.param_groups, ratios(optimizer), strict=True):

@@ -1,28 +1,21 @@
 """Several real processes over gloo do what one does: the same batches, gradients, weights and counts."""
 
-import argparse
-import contextlib
 import csv
-import importlib.util
-import io
 import json
 import os
-import re
-import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import together
 import torch
-from eva_utils.precision import choose_device
-from torch import nn
 
-from eva_utils import Augment, InputError, ResNet9, checkpoint, cli, distributed, job
+from eva_utils import Augment, InputError, Recipe, device
+from eva_utils import processes as distributed
 from eva_utils.batches import loader
+from eva_utils.device import choose_device
 
 HERE = Path(__file__).resolve().parent
 TRAIN = [
@@ -31,15 +24,7 @@ TRAIN = [
 ]  # fmt: skip
 STEPS = 12  # an epoch: 1,437 images in batches of 128
 ENGINES = ["batch", "albumentations"]
-SEVERAL = [2, 3]
-
-
-@pytest.fixture
-def own_signals():
-    """The command line takes SIGTERM over for the rest of the process."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
+SEVERAL = [2]
 
 
 def one_thread(**more) -> dict:
@@ -124,10 +109,10 @@ def test_shards_are_the_single_processs_batches_dealt_out(engine, group, single)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_shards_partition_an_epoch(engine, count):
-    images = together.images(93, 3)
+    images, recipe = together.images(93, 3), Recipe(augment=Augment(2, True, 4), batch_size=32, workers=0)
 
     def epoch(shard) -> list:
-        batches = loader(images, Augment(2, True, 4), 32, engine=engine, workers=0, shard=shard)
+        batches = loader(images, recipe.replace(engine=engine), torch.device("cpu"), shard)
         assert len(batches) == 3 and batches.sizes == [32, 32, 29]
         return list(batches.epoch(4))
 
@@ -223,7 +208,7 @@ def test_a_failing_rank_ends_all_with_its_own_message(group):
     assert status != 0 and all(status != 0 for status, _, _ in others)
     assert [err for _, _, err in others] == [""] * (group.n - 1)
     if group.n == 2:
-        assert err == "InputError: seed is 0 in process 0 and 1 in process 1; all have to be given the same\n"
+        assert "InputError: process 1 was given something else" in err and "recipe.seed: 0 there, 1 here" in err
     else:
         assert err.strip().endswith("ZeroDivisionError: a fault") and err.count("Traceback") == 1
 
@@ -231,66 +216,11 @@ def test_a_failing_rank_ends_all_with_its_own_message(group):
 # The command under torchrun
 
 
-def torchrun(n: int, *arguments) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n), "-m"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*command, "eva_utils", *map(str, arguments)], env=one_thread(), **pipes)
-
-
-def ranks(agent: int) -> dict[int, int]:
-    """{rank: process id} of the processes that torchrun has started."""
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1]) == agent:
-                environment = dict(v.split("=", 1) for v in (entry / "environ").read_text().split("\0") if "=" in v)
-                found[int(environment["RANK"])] = int(entry.name)
-    return found
-
-
-def wait_for_epoch(run: Path, epoch: int, agent: subprocess.Popen) -> None:
-    end = time.monotonic() + 120
-    while not (run / "checkpoint.pt").exists() or len(checkpoint.load(run / "checkpoint.pt")["history"]) < epoch:
-        assert agent.poll() is None, agent.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes by /proc")
-def test_a_killed_run_goes_on_with_as_many_processes_or_another_number(tmp_path, monkeypatch, own_signals):
+def test_the_command_trains_together(tmp_path):
     run = tmp_path / "run"
-    with torchrun(2, *TRAIN, "--out", run) as agent:
-        wait_for_epoch(run, 1, agent)
-        os.kill(ranks(agent.pid)[1], signal.SIGKILL)
-        out, err = agent.communicate(timeout=60)
-    assert agent.returncode != 0
+    (status, out, err), (other, silent, _) = processes(2, "-m", "eva_utils", *TRAIN, "--out", run)
+    assert (status, other, silent) == (0, 0, ""), err
     assert out.count("2 x CPU") == 1
-    said = re.findall(r"^eva-utils: .*$", err, re.MULTILINE)
-    if said:  # torchrun's SIGTERM may be faster than the broken line to the other process, or even than any word
-        assert len(said) == 1
-        assert re.search("another of the 2 processes has died|stopped; the same command goes on", said[0])
-    else:
-        assert "stopped in epoch" in out
-    assert "local_rank: 1" in err and "SIGKILL" in err  # torchrun's own summary says which
-    assert err.count("Traceback") == 1, err  # torchrun's
-
-    done = len(checkpoint.load(run / "checkpoint.pt")["history"])
-    with torchrun(2, *TRAIN, "--out", run) as agent:
-        wait_for_epoch(run, done + 1, agent)
-        for pid in [agent.pid, *ranks(agent.pid).values()]:
-            os.kill(pid, signal.SIGKILL)
-        out, _ = agent.communicate(timeout=60)
-    assert f"going on after epoch {done}\n" in out
-
-    state = checkpoint.load(run / "checkpoint.pt")
-    done = len(state["history"])
-    assert state["processes"] == 2 and done < 8
-    assert state["model"].keys() == ResNet9(10, 4).state_dict().keys()
-    monkeypatch.setattr(job, "draw", lambda *args: None)
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        assert cli.main([*TRAIN, "--out", str(run)]) == 0
-    assert f"going on after epoch {done}, 2 processes so far, 1 from here on" in out.getvalue()
-    assert checkpoint.load(run / "checkpoint.pt")["processes"] == 1
     with (run / "lr.csv").open(newline="") as lines:
         steps = list(csv.DictReader(lines))
     assert [int(row["step"]) for row in steps] == list(range(8 * STEPS))
@@ -304,7 +234,7 @@ def test_a_mistake_is_told_once(tmp_path):
     assert [status for status, _, _ in ended] == [2, 2]
     message = (
         "eva-utils: error: batch_size is 478, which leaves 3 of the 1,437 training images for the smallest batch; "
-        "2 processes need 4 or more in each: choose another batch size or fewer processes\n"
+        "2 processes need 4 or more in each: choose another one or fewer processes\n"
     )
     assert sorted(err for _, _, err in ended) == ["", message]
 
@@ -312,38 +242,25 @@ def test_a_mistake_is_told_once(tmp_path):
 # On GPUs, as far as it can be seen without
 
 
-def test_the_twin_with_synchronized_batchnorm_shares_every_tensor():
-    model = together.network()
-    twin = distributed.synchronized(model)
-    assert type(twin[1]) is nn.SyncBatchNorm and type(model[1]) is nn.BatchNorm2d
-    mine, other = (dict(m.named_parameters()) | dict(m.named_buffers()) for m in (model, twin))
-    assert list(mine) == list(other)
-    assert all(other[key] is tensor for key, tensor in mine.items())
-    twin.train()
-    assert twin[1].training
-
-
 @pytest.fixture
 def two_gpus(monkeypatch):
     """As in the second of two processes on a machine with two GPUs."""
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(device, "world_size", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "ones", lambda n, device: None)
 
 
 def test_each_process_takes_a_gpu_of_its_own(two_gpus, monkeypatch):
     for given in ("cuda", "cuda:1"):
-        assert distributed.own_device(torch.device(given)) == torch.device("cuda:1")
-    assert distributed.own_device(torch.device("cpu")) == torch.device("cpu")
-    for given, words in (("cuda:0", "device is 'cuda:0' for 2 processes; give 'cuda'"), ("mps", "device is 'mps'")):
+        assert choose_device(given) == torch.device("cuda:1")
+    for given, words in (("cuda:0", "each process takes a GPU of its own"), ("mps", "device is 'mps'")):
         with pytest.raises(InputError, match=words):
             choose_device(given)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(InputError, match="--nproc-per-node is 2; it has to be at most the number of GPUs here, 1"):
+    with pytest.raises(InputError, match="--nproc-per-node"):
         choose_device("cuda")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # a process a machine: which GPU is for the user to say
-    assert distributed.own_device(torch.device("cuda:3")) == torch.device("cuda:3")
 
 
 # In a single process there is no group
@@ -360,27 +277,3 @@ def test_a_single_process_is_no_group(environment, monkeypatch, capsys):
         assert distributed.parallel(model) is model
         assert distributed.on_first(print)("heard") is None
     assert capsys.readouterr().out == "heard\n"
-
-
-# benchmarks/scaling.py
-
-
-def test_scaling_leaves_a_row_for_each_number_of_processes(tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("scaling", HERE.parent / "benchmarks" / "scaling.py")
-    scaling = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(scaling)
-    small = {"batch_size": 8, "width": 2, "steps": 2, "epochs": 3, "device": "cpu", "out": tmp_path}
-    scaling.measure(argparse.Namespace(**small))
-    (file,) = tmp_path.glob("scaling-cpu-*.json")
-    measured = json.loads(file.read_text())
-    (row,) = measured.pop("rows")
-    assert (row["processes"], row["all_reduce_seconds"], len(row["of_each_epoch"])) == (1, 0, 3)
-    assert row["images_per_second"] > 0
-
-    twice = {"processes": 2, "images_per_second": 1.5 * row["images_per_second"], "all_reduce_seconds": 0.004}
-    for _ in range(2):  # measured again, it takes the place of the row before
-        assert scaling.add_row(tmp_path, measured, twice) == file
-    assert json.loads(file.read_text())["rows"] == [row, twice]
-    assert "efficiency 75%, all-reduce alone 4.0 ms" in capsys.readouterr().out
-    scaling.add_row(tmp_path, measured | {"batch_size": 16}, twice)  # not to be compared with the others
-    assert json.loads(file.read_text())["rows"] == [twice]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torchvision.datasets import CIFAR10
 
 from eva_utils import InputError, cifar10, download
 
@@ -28,7 +29,7 @@ def batches():
     """What the small archive holds: random rows of pixels, as CIFAR-10 orders them (all red, all green, all blue)."""
     rng = np.random.default_rng(0)
     return {
-        name: {b"data": rng.integers(256, size=(2, 3072), dtype=np.uint8), b"labels": rng.integers(2, size=2).tolist()}
+        name: {"data": rng.integers(256, size=(2, 3072), dtype=np.uint8), "labels": rng.integers(2, size=2).tolist()}
         for name in [*TRAIN_NAMES, "test_batch"]
     }
 
@@ -36,7 +37,7 @@ def batches():
 @pytest.fixture(scope="module")
 def archive(batches):
     """A valid archive of 12 images, as bytes."""
-    content = batches | {"batches.meta": {b"label_names": [name.encode() for name in CLASSES]}}
+    content = batches | {"batches.meta": {"label_names": CLASSES}}
     return packed({f"cifar-10-batches-py/{name}": pickle.dumps(content[name], protocol=2) for name in MEMBERS})
 
 
@@ -121,6 +122,12 @@ REASONS = {
 def server(archive, monkeypatch):
     """The server; the small archive counts as the true one, and the time limits are short."""
     monkeypatch.setattr(download, "SIZE", len(archive))
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        sums = {Path(m.name).name: hashlib.md5(tar.extractfile(m).read()).hexdigest() for m in tar}
+    monkeypatch.setattr(CIFAR10, "train_list", [[name, sums[name]] for name in TRAIN_NAMES])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
+    meta = {"filename": "batches.meta", "key": "label_names", "md5": sums["batches.meta"]}
+    monkeypatch.setattr(CIFAR10, "meta", meta)
     monkeypatch.setattr(download, "MD5", hashlib.md5(archive).hexdigest())
     monkeypatch.setattr(download, "CONNECT_SECONDS", 2)
     monkeypatch.setattr(download, "PATIENCE_SECONDS", 0.3)
@@ -228,32 +235,31 @@ def test_cifar10_reads_the_right_images(server, places, batches, tmp_path):
     train, test = cifar10(tmp_path)
     assert server.asked == ["good"]
     for images, names in ((train, TRAIN_NAMES), (test, ["test_batch"])):
-        rows = np.concatenate([batches[name][b"data"] for name in names])
+        rows = np.concatenate([batches[name]["data"] for name in names])
         for k in range(3):  # 1024 values of red in rows of 32, then green, then blue
             np.testing.assert_array_equal(
                 images.pixels[..., k].reshape(len(rows), 1024), rows[:, 1024 * k : 1024 * (k + 1)]
             )
-        assert images.labels.tolist() == [label for name in names for label in batches[name][b"labels"]]
+        assert images.labels.tolist() == [label for name in names for label in batches[name]["labels"]]
         assert images.classes == tuple(CLASSES)
     np.testing.assert_allclose(train.mean, (train.pixels.numpy() / 255).mean((0, 1, 2)), atol=1e-6)
     np.testing.assert_allclose(train.std, (train.pixels.numpy() / 255).std((0, 1, 2)), atol=1e-6)
     assert (test.mean, test.std) == (train.mean, train.std)
 
 
-def test_nothing_is_unpacked_whatever_the_names_in_the_archive(server, offline, archive, monkeypatch, tmp_path):
+def test_a_folder_that_somebody_has_left_is_used_as_it_is(server, offline, archive, tmp_path):
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        members = {member.name: tar.extractfile(member).read() for member in tar}
-    bad = {"../above": b"bad", str(tmp_path / "absolute"): b"bad", "up": b"", "up/through a link": b"bad"}
-    spoilt = packed(bad | members)
-    monkeypatch.setattr(download, "MD5", hashlib.md5(spoilt).hexdigest())  # as if it were the true one
-    root = tmp_path / "data"
-    root.mkdir()
-    (root / download.ARCHIVE).write_bytes(spoilt)
-    monkeypatch.chdir(root)
-    train, test = cifar10(root)
-    assert (len(train), len(test)) == (10, 2)
-    assert listing(root) == [download.ARCHIVE]
-    assert listing(tmp_path) == ["data"]
+        tar.extractall(tmp_path, filter="data")
+    folder = tmp_path / "cifar-10-batches-py"
+    before = listing(folder)
+    folder.chmod(0o555)
+    try:
+        for root in (tmp_path, folder):
+            train, test = cifar10(root)
+            assert (len(train), len(test)) == (10, 2)
+        assert listing(folder) == before and listing(tmp_path) == [folder.name]
+    finally:
+        folder.chmod(0o755)
 
 
 def test_an_archive_that_is_there_is_used_without_any_request(server, offline, archive, tmp_path):

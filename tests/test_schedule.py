@@ -220,15 +220,44 @@ def test_policies_are_frozen():
 
 @pytest.mark.parametrize("policy", [policy for policy, _ in BY_HAND], ids=lambda policy: type(policy).__name__)
 def test_scheduler_applies_the_policy_at_every_step(policy):
-    """Three epochs of four steps; both groups get the policy's rate and not their own."""
+    """Three epochs of four steps; the group with the highest rate follows it, the other keeps its ratio."""
     first, second = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
-    optimizer = torch.optim.SGD([{"params": [first], "lr": 123.0}, {"params": [second]}], lr=7.0)
+    optimizer = torch.optim.SGD([{"params": [first], "lr": 8.0}, {"params": [second]}], lr=2.0)
     scheduler = policy.scheduler(optimizer, steps_per_epoch=4)
     for step in range(12):
-        assert [group["lr"] for group in optimizer.param_groups] == [policy(step / 4)] * 2
+        assert [group["lr"] for group in optimizer.param_groups] == [policy(step / 4), policy(step / 4) / 4]
         optimizer.step()
         scheduler.step()
-    assert scheduler.get_last_lr() == [policy(3.0)] * 2
+    assert scheduler.get_last_lr() == [policy(3.0), policy(3.0) / 4]
+
+
+@pytest.mark.parametrize("first", ["optimizer", "scheduler"])
+@pytest.mark.parametrize("loaded", ["before", "after"])
+def test_a_loop_of_ones_own_goes_on_at_the_right_rate(first, loaded):
+    """Whichever state is loaded first, before or after the scheduler is made."""
+
+    def new():
+        weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+        return torch.optim.AdamW([{"params": [weights[0]], "lr": 1.0}, {"params": [weights[1]], "lr": 0.1}])
+
+    policy, optimizer = OneCycle(**ONE_CYCLE), new()
+    scheduler = policy.scheduler(optimizer, steps_per_epoch=4)
+    for _ in range(5):
+        optimizer.step()
+        scheduler.step()
+    saved = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+
+    again = new()
+    if loaded == "before":
+        again.load_state_dict(saved["optimizer"])
+    new_scheduler = policy.scheduler(again, steps_per_epoch=4)
+    order = [("optimizer", again), ("scheduler", new_scheduler)]
+    for name, part in order if first == "optimizer" else order[::-1]:
+        part.load_state_dict(saved[name])
+    assert [group["lr"] for group in again.param_groups] == [group["lr"] for group in optimizer.param_groups]
+    again.step()
+    new_scheduler.step()
+    assert again.param_groups[0]["lr"] == policy(6 / 4)
 
 
 def test_scheduler_takes_over_from_an_earlier_one():

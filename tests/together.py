@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from eva_utils import Augment, Images, InputError, OneCycle, evaluate, find_lr, fit
-from eva_utils.distributed import average_buffers, on_first, process_group, rank, total, world_size
+from eva_utils import Augment, Images, InputError, OneCycle, Recipe, evaluate, find_lr, fit, keeper
 from eva_utils.errors import check
+from eva_utils.processes import average_buffers, on_first, process_group, rank, total, world_size
 
 SCHEDULE = OneCycle(epochs=2, peak_epoch=1, lr_min=0.01, lr_max=0.1)
 FLAT = OneCycle(epochs=1, peak_epoch=0.5, lr_min=1e-9, lr_max=2e-9)  # no weight moves
-RECIPE = {"augment": Augment(2, True, 4), "precision": "fp32", "device": "cpu"}
+RECIPE = Recipe(augment=Augment(2, True, 4), batch_size=16, precision="fp32", device="cpu", workers=0)
+keeper.SAVE_SECONDS = 0
 
 
 class Frozen(nn.BatchNorm2d):
@@ -66,7 +67,7 @@ def work(folder: Path) -> dict:
     for engine in ("batch", "albumentations"):
         model = network(Frozen)
         seen = watched(model)
-        run = fit(model, train, test, SCHEDULE, batch_size=16, engine=engine, workers=0, **RECIPE)
+        run = fit(model, train, test, SCHEDULE, RECIPE.replace(engine=engine))
         left[engine] = {
             "seen": seen,
             "gradients": {name: p.grad for name, p in model.named_parameters()},  # of the last step
@@ -80,7 +81,7 @@ def work(folder: Path) -> dict:
     left["sharded"] = vars(evaluate(model, test, label_smoothing=0.2, precision="fp32", sharded=True))
     left["few"] = vars(evaluate(model, test[:1], precision="fp32", sharded=True))  # fewer images than processes
 
-    left["statistics"] = fit(network(), train[:36], test, FLAT, batch_size=12, **RECIPE).model.state_dict()
+    left["statistics"] = fit(network(), train[:36], test, FLAT, RECIPE.replace(batch_size=12)).model.state_dict()
     mine = network()
     mine[1].running_mean.fill_(rank())
     average_buffers(mine)
@@ -89,17 +90,17 @@ def work(folder: Path) -> dict:
 
     # Stopped in the second epoch and gone on. The folder is rank 0's alone, as on machines that share no disk.
     own = folder / f"run-{world_size()}" if rank() == 0 else folder / "nowhere"
-    left["whole"] = fit(network(), train, test, SCHEDULE, batch_size=16, **RECIPE).model.state_dict()
+    left["whole"] = fit(network(), train, test, SCHEDULE, RECIPE).model.state_dict()
     try:
-        fit(stopped_in_step(5, network()), train, test, SCHEDULE, batch_size=16, checkpoint=own, **RECIPE)
+        fit(stopped_in_step(5, network()), train, test, SCHEDULE, RECIPE, folder=own)
     except KeyboardInterrupt:
-        left["resumed"] = fit(network(), train, test, SCHEDULE, batch_size=16, checkpoint=own, **RECIPE)
+        left["resumed"] = fit(network(), train, test, SCHEDULE, RECIPE, folder=own)
         left["resumed"] = left["resumed"].model.state_dict()
     assert rank() == 0 or not own.exists()
 
     model = network()
     seen = watched(model)
-    rates = find_lr(model, train, batch_size=16, steps=60, checkpoint=own, **RECIPE)
+    rates = find_lr(model, train, RECIPE, steps=60)
     left["rates"] = (rates.lr_min, rates.lr_max, rates.curve.loss.tolist())
     left["range test"] = len(seen)
     left["answer"] = on_first(lambda: rank() + 5)()
@@ -115,7 +116,7 @@ def mistake() -> None:
     """Of two processes the last is given another seed; of three, the last has a fault in its program."""
     last = rank() == world_size() - 1
     if world_size() == 2:
-        fit(network(), images(38, 1), images(13, 2), SCHEDULE, batch_size=16, seed=int(last), **RECIPE)
+        fit(network(), images(38, 1), images(13, 2), SCHEDULE, RECIPE.replace(seed=int(last)))
     if last:
         raise ZeroDivisionError("a fault")
     total(torch.zeros(1))
