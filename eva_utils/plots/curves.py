@@ -209,7 +209,7 @@ def compare(runs: dict) -> Figure:
         top = max(map(max, curves))
         low = max(top - 45, min(min(values[shortest // 4 :]) for values in curves))  # the first epochs matter little
         epoch_axis(ax, longest)
-        ax.set(title="EMA" if "ema" in key else "Last weights", ylim=(low, top + 0.05 * (top - low)))
+        ax.set(title="EMA" if "ema" in key else "Last weights", ylim=(low, top + max(0.05 * (top - low), 0.5)))
         ax.axhline(curves[0][-1], color=named[0][2], lw=0.8, ls=":")
         ax.axhline(90, color="0.6", lw=1, zorder=1)
         means = {words + ", mean" * (len(some) > 1): (np.mean(some), color) for (words, color), some in ends.items()}

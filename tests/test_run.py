@@ -1,0 +1,312 @@
+"""A run's files: whole whatever happens while they are written, refused when damaged, one process at a time."""
+
+import errno
+import json
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eva_utils import Augment, InputError, OneCycle, Recipe, fit, keeper, run
+from eva_utils.run import exclusive, plain, read_csv, read_json, read_tensors, write_csv, write_json, write_tensors
+
+RECIPE = Recipe(augment=Augment(padding=2, cutout=4), batch_size=8, precision="fp32", device="cpu")
+SCHEDULE = OneCycle(2, 1, 0.01, 0.1)
+
+
+def state(value: float = 1.0) -> dict:
+    return {
+        "model": {"weight": torch.full((3, 5), value), "count": torch.tensor(7)},
+        "history": [{"epoch": 1, "loss": value}],
+    }
+
+
+def is_state(found: dict, value: float = 1.0) -> bool:
+    model, right = found["model"], state(value)["model"]
+    tensors = model.keys() == right.keys() and all(model[key].equal(right[key]) for key in right)
+    return tensors and found | {"model": 0} == state(value) | {"model": 0}
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    """A checkpoint that is there already."""
+    path = tmp_path / "run" / "checkpoint.pt"
+    write_tensors(path, state())
+    return path
+
+
+def assert_unharmed(file: Path) -> None:
+    assert is_state(read_tensors(file))
+    assert os.listdir(file.parent) == [file.name]  # no part is left over either
+
+
+# Writing
+
+
+def test_what_is_written_is_read(file):
+    assert_unharmed(file)
+    write_tensors(file, state(2.0))
+    assert is_state(read_tensors(file), 2.0)
+    rows = [{"step": 0, "loss": 0.1}, {"step": 1, "loss": 1e-30}]
+    write_csv(file.with_name("lr.csv"), rows)
+    write_json(file.with_name("config.json"), {"name": "été"})
+    assert read_csv(file.with_name("lr.csv")) == rows
+    assert read_json(file.with_name("config.json")) == {"name": "été"}
+
+
+def half_then(error):
+    """A write that does half of its work and then fails."""
+    write = Path.write_bytes
+
+    def broken(path, data):
+        write(path, data[: len(data) // 2])
+        if error:
+            raise error
+
+    return broken
+
+
+@pytest.mark.parametrize(
+    ("error", "seen", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), InputError, "cannot write .*No space left.* is unharmed"),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+        (None, InputError, "cannot write"),  # a disk that loses half without a word: it is read back
+    ],
+    ids=["full disk", "Ctrl-C", "lost in silence"],
+)
+def test_a_failed_write_keeps_what_was_there(error, seen, words, file, monkeypatch):
+    monkeypatch.setattr(Path, "write_bytes", half_then(error))
+    with pytest.raises(seen, match=words):
+        write_tensors(file, state(2.0))
+    assert_unharmed(file)
+
+
+def test_a_file_that_may_not_grow_keeps_what_was_there(file):
+    # The real thing: the system itself refuses to let any file grow beyond the limit.
+    resource = pytest.importorskip("resource")
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, old[1]))
+    try:
+        with pytest.raises(InputError, match=r"cannot write .*checkpoint\.pt.*File too large"):
+            write_tensors(file, {"weight": torch.zeros(1 << 18)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert_unharmed(file)
+
+
+@pytest.mark.parametrize("failures", [1, len(run.RETRIES), len(run.RETRIES) + 1])
+def test_putting_a_file_in_place_is_tried_again(failures, file, monkeypatch):
+    real, failed, waited = os.replace, [], []
+
+    def replace(source, target):
+        if len(failed) < failures:
+            failed.append(target)
+            raise PermissionError(errno.EACCES, "Permission denied")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(run.time, "sleep", waited.append)
+    if failures <= len(run.RETRIES):
+        write_tensors(file, state(2.0))
+        assert is_state(read_tensors(file), 2.0)
+    else:
+        with pytest.raises(InputError, match="Permission denied"):
+            write_tensors(file, state(2.0))
+        assert_unharmed(file)
+    assert waited == list(run.RETRIES[:failures])
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(InputError, match=r"cannot write .*checkpoint\.pt"):
+        write_tensors(tmp_path / "run" / "checkpoint.pt", state())
+    with pytest.raises(InputError, match=r"cannot write into .*run"), exclusive(tmp_path / "run"):
+        pass
+
+
+# Reading
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_refused(share, file):
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(InputError, match=r"checkpoint\.pt' is damaged.*delete it"):
+        read_tensors(file)
+
+
+def test_a_flipped_bit_anywhere_is_refused_or_harmless(file):
+    whole = file.read_bytes()
+    weights = whole.index(bytes(state()["model"]["weight"].numpy()))
+    with zipfile.ZipFile(file) as archive:
+        compressed = archive.start_dir + 10  # the method of the first record: stored -> deflated
+    places = [(weights + 9, 2), (compressed, 3)]
+    places += [(int(p), int(b)) for p, b in np.random.default_rng(0).integers((0, 0), (len(whole), 8), (300, 2))]
+    refused = []
+    for place, bit in places:
+        content = bytearray(whole)
+        content[place] ^= 1 << bit
+        file.write_bytes(content)
+        try:
+            assert is_state(read_tensors(file)), (place, bit)  # it was in the padding between two records
+        except InputError:
+            refused.append((place, bit))
+    assert refused[:2] == places[:2]
+
+
+def test_files_of_other_programs_are_refused_in_words(file):
+    torch.save([1, 2], file)
+    with pytest.raises(InputError, match="it holds no state"):
+        read_tensors(file)
+    with pytest.raises(InputError, match=r"model\.pt' is not there"):
+        read_tensors(file.with_name("model.pt"))
+    file.rename(file.with_name("checkpoint (1).pt"))
+    with pytest.raises(InputError, match=r"'checkpoint \(1\)\.pt' is there: rename it"):
+        read_tensors(file)
+    other = file.with_name("other")
+    for text in ("", "[1]", "{", "a,b\n1,x\n"):
+        other.write_text(text)
+        with pytest.raises(InputError, match="cannot be read"):
+            read_json(other)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_csv(other)
+
+
+class Trap:
+    """Makes a folder as soon as it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("how", [torch.save, lambda content, file: file.write_bytes(pickle.dumps(content))])
+def test_code_in_a_checkpoint_does_not_run(how, file, tmp_path):
+    how({"model": Trap(tmp_path / "trapped")}, file)
+    with pytest.raises(InputError):
+        read_tensors(file)
+    assert not (tmp_path / "trapped").exists()
+    # The trap works: who unpickles it without care is caught.
+    pickle.loads(pickle.dumps(Trap(tmp_path / "trapped")))
+    assert (tmp_path / "trapped").exists()
+
+
+# One process at a time
+
+HOLD = """
+import sys
+from pathlib import Path
+from eva_utils.run import exclusive
+with exclusive(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path, tiny, cnn, monkeypatch):
+    monkeypatch.setattr(run, "LOCK_SECONDS", 0)
+    path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path},
+    ) as first:  # fmt: skip
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="in use by another process"):
+            fit(cnn(), *tiny, SCHEDULE, RECIPE, folder=tmp_path)
+        first.kill()  # it gets no chance to tidy up
+    (tmp_path / ".model.pt.7.part").touch()  # what a killed process leaves
+    with exclusive(tmp_path):
+        assert os.listdir(tmp_path) == [".lock"]
+        with exclusive(tmp_path):  # the command holds it, and so does its fit
+            pass
+        (tmp_path / ".model.pt.7.part").touch()
+        with exclusive(tmp_path):
+            assert (tmp_path / ".model.pt.7.part").exists()  # it may be our own
+
+
+# What fit makes of it
+
+
+def test_a_run_leaves_what_is_promised(tmp_path, tiny, cnn):
+    left = []
+    done = fit(cnn(), *tiny, SCHEDULE, RECIPE, folder=tmp_path,
+               on_epoch=lambda row: left.append(read_csv(tmp_path / "history.csv")))  # fmt: skip
+    assert [len(rows) for rows in left] == [1, 2]  # it grows, though no checkpoint is due after the first
+    files = {"checkpoint.pt", "config.json", "history.csv", "lr.csv", "model.pt", "results.json"}
+    assert set(os.listdir(tmp_path)) - {".lock"} == files
+    assert read_csv(tmp_path / "lr.csv") == done.steps
+    results = read_json(tmp_path / "results.json")
+    assert results == done.results
+    assert results["recall"].keys() == {"ant", "bee", "cat"} and results["test_accuracy_ema_tta"] is not None
+    config = read_json(tmp_path / "config.json")
+    assert Recipe(**config["recipe"] | {"augment": Augment(**config["recipe"]["augment"])}) == RECIPE
+    model = read_tensors(tmp_path / "model.pt")
+    assert all(value.equal(done.ema.state_dict()[key]) for key, value in model["weights"].items())
+    assert (model["mean"], model["std"]) == (list(tiny[0].mean), list(tiny[0].std))
+
+
+def test_no_mirror_images_no_tta(tmp_path, tiny, cnn):
+    recipe = RECIPE.replace(augment=Augment(2, False, 4))
+    assert fit(cnn(), *tiny, SCHEDULE, recipe).results["test_accuracy_ema_tta"] is None
+
+
+def test_a_checkpoint_only_every_so_many_seconds_and_at_the_end(tmp_path, tiny, cnn, monkeypatch):
+    saved, real = [], keeper.write_tensors
+    monkeypatch.setattr(keeper, "write_tensors", lambda path, content: (saved.append(path.name), real(path, content)))
+    fit(cnn(), *tiny, SCHEDULE, RECIPE, folder=tmp_path / "20 s")
+    assert saved == ["checkpoint.pt", "model.pt"]
+    monkeypatch.setattr(keeper, "SAVE_SECONDS", 0)
+    fit(cnn(), *tiny, SCHEDULE, RECIPE, folder=tmp_path / "0 s")
+    assert saved[2:] == ["checkpoint.pt", "checkpoint.pt", "model.pt"]
+
+
+def test_the_last_save_must_not_fail(tmp_path, tiny, cnn, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", half_then(OSError(errno.ENOSPC, "No space left on device")))
+        with pytest.raises(InputError, match="No space left on device"):
+            fit(cnn(), *tiny, SCHEDULE, RECIPE, folder=tmp_path)
+    assert not (tmp_path / "results.json").exists()
+    fit(cnn(), *tiny, SCHEDULE, RECIPE, folder=tmp_path)  # now there is room
+    assert (tmp_path / "results.json").exists()
+
+
+def test_a_damaged_checkpoint_is_refused_and_fresh_starts_over(tmp_path, tiny, cnn, capsys):
+    finished = fit(cnn(), *tiny, SCHEDULE, RECIPE, folder=tmp_path)
+    whole = (tmp_path / "checkpoint.pt").read_bytes()
+    (tmp_path / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"checkpoint\.pt' is damaged"):
+        fit(cnn(), *tiny, SCHEDULE, RECIPE, folder=tmp_path)
+    write_tensors(tmp_path / "checkpoint.pt", state())
+    with pytest.raises(InputError, match="a checkpoint of fit; delete it"):
+        fit(cnn(), *tiny, SCHEDULE, RECIPE, folder=tmp_path)
+    again = fit(cnn(), *tiny, SCHEDULE, RECIPE, folder=tmp_path, fresh=True)
+    assert "starting over" in capsys.readouterr().out
+    assert again.steps == finished.steps
+
+
+# What is compared
+
+
+def test_settings_are_stored_and_compared_as_json_has_them():
+    def noise(x):
+        return x
+
+    stored = plain({"lr": np.float64(0.1), "sizes": (1, np.int32(2)), "augment": Augment(2), "own": noise, 3: None})
+    assert json.loads(json.dumps(stored)) == stored == plain(stored)
+    assert stored["augment"] == {"padding": 2, "flip": True, "cutout": 8} and stored["sizes"] == [1, 2]
+    assert "noise" in stored["own"] and "0x" not in stored["own"]
+    assert run.differences({"a": {"b": 1}, "c": float("nan")}, {"a": {"b": 2}, "c": float("nan")}) == (
+        "  a.b: 1 there, 2 here"
+    )
+    assert (
+        run.differences({"a": "x" * 99}, {}).startswith("  a: 'xxx") and len(run.differences({"a": "x" * 99}, {})) < 99
+    )
