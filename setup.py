@@ -15,7 +15,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf8"),
     long_description_content_type="text/markdown",
     license="MIT",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=["eva_utils", "eva_utils.plots"],
     install_requires=[
         "torch>=2.6",
@@ -29,10 +29,12 @@ setup(
         "scikit-learn>=1.3",
         "pillow>=10",
         "tqdm>=4.66",
+        "filelock>=3.13",
     ],
     extras_require={
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "ruff>=0.9",
             "nbclient>=0.10",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import platform
-import re
 from datetime import date
 from pathlib import Path
 from statistics import mean, stdev
@@ -13,8 +12,8 @@ from statistics import mean, stdev
 import torch
 
 from eva_utils import __version__
-from eva_utils.checkpoint import write_atomically, write_json
-from eva_utils.precision import choose_device, choose_precision, describe
+from eva_utils.device import choose_device, choose_precision, describe
+from eva_utils.run import write_atomically
 
 ASSETS = Path(__file__).parent.parent / "assets/benchmarks"
 # What the data is called in words; a run knows only its folder's name.
@@ -22,7 +21,7 @@ NAMES = {"cifar10-jpeg": "CIFAR-10 (JPEG q75)", "cifar10": "CIFAR-10", "cifar10-
 
 
 def machine() -> dict:
-    """Device, number format and versions, for the head of a result file."""
+    """Device, number format and versions, for a result."""
     device = choose_device()
     return {
         "device": describe(device),
@@ -32,11 +31,6 @@ def machine() -> dict:
         "version": __version__,
         "date": date.today().isoformat(),
     }
-
-
-def slug() -> str:
-    """The device as part of a file name: "nvidia-h200", "cpu-intel-r-xeon-r-processor-2-threads"."""
-    return re.sub(r"[^a-z0-9]+", "-", describe(choose_device()).lower()).strip("-")
 
 
 def where(measured: dict) -> str:
@@ -55,9 +49,13 @@ def spread(values: list[float]) -> str:
     return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
-def write(path: Path, content) -> None:
-    write_json(path, content)
-    print(f"wrote {path}")
+def some(images, n: int | None):
+    """``n`` of the images, always the same ones (a folder is in the order of its classes); all for None."""
+    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(2))[:n]] if n else images
+
+
+def folder_name(key: dict) -> str:
+    return "-".join(str(value).replace(" ", "_") for value in key.values())
 
 
 def _same(there, here) -> bool:
@@ -66,7 +64,7 @@ def _same(there, here) -> bool:
 
 
 class Rows:
-    """A json file with one row a run; what is there already is not computed again."""
+    """A json file with one row a run, each a line; what is there already is not computed again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -27,10 +27,10 @@ import torch
 import eva_utils as eva
 from common import ASSETS, Rows, machine
 from eva_utils.batches import loader
+from eva_utils.device import choose_device, choose_precision, keep_memory
 from eva_utils.lr_finder import range_test
-from eva_utils.precision import choose_device, choose_precision, keep_memory
-from eva_utils.trainer import Trainer
-from lr_rules import RATIO, TESTS, ours, rates
+from eva_utils.train import Trainer
+from lr_rules import RATIO, TESTS, Curves, rates
 
 GRID = [0.0125 * 2**k for k in range(9)]  # 0.0125 .. 3.2
 RATIOS = [5, 10, 20, 40, 100]  # of the study of LR_MIN
@@ -49,20 +49,15 @@ class Setting:
     epochs: int | None = None  # on all images but those held out; None: a short training
 
 
-SETTINGS = [
-    Setting("digits", 16, 128, "scaled", 0.2),
-    Setting("digits", 16, 128, "plain", 0.0),
-    Setting("cifar10", 16, 128, "scaled", 0.2),
-    Setting("cifar10", 16, 128, "plain", 0.0),
-    Setting("cifar10", 16, 512, "scaled", 0.0),
-    Setting("cifar10", 16, 512, "plain", 0.2),
-    Setting("digits", 16, 512, "scaled", 0.0),
-    Setting("digits", 16, 512, "plain", 0.2),
-    Setting("cifar10", 16, 128, "scaled", 0.0),
-    Setting("cifar10", 16, 128, "plain", 0.2),
-    Setting("digits", 32, 128, "plain", 0.2),
-    Setting("cifar10", 32, 512, "scaled", 0.2),
-]
+_TRIED = [
+    ("digits", 16, 128, "scaled", 0.2), ("digits", 16, 128, "plain", 0.0),
+    ("cifar10", 16, 128, "scaled", 0.2), ("cifar10", 16, 128, "plain", 0.0),
+    ("cifar10", 16, 512, "scaled", 0.0), ("cifar10", 16, 512, "plain", 0.2),
+    ("digits", 16, 512, "scaled", 0.0), ("digits", 16, 512, "plain", 0.2),
+    ("cifar10", 16, 128, "scaled", 0.0), ("cifar10", 16, 128, "plain", 0.2),
+    ("digits", 32, 128, "plain", 0.2), ("cifar10", 32, 512, "scaled", 0.2),
+]  # fmt: skip
+SETTINGS = [Setting(*values) for values in _TRIED]
 NEAR = 6  # points
 WEAK = [SETTINGS[3], SETTINGS[9]]  # where the rule loses most with the first seeds: tried again with others
 MORE_SEEDS = range(3, 12)
@@ -70,121 +65,109 @@ WHOLE = Setting("cifar10", 64, 512, "scaled", 0.0, epochs=24)  # rates for the j
 WHOLE_NEAR = 1
 WHOLE_RATIOS = [5, 40]
 # The rule in eva_utils was chosen on these. All but the first seed only where it matters.
-CHOSEN_ON = [
-    Setting("cifar10", 16, 512, "scaled", 0.2),
-    Setting("cifar10", 16, 512, "plain", 0.0),
-    Setting("cifar10", 16, 256, "scaled", 0.0),
-    Setting("cifar10", 16, 256, "plain", 0.2),
-    Setting("digits", 16, 256, "scaled", 0.2),
-    Setting("digits", 16, 256, "plain", 0.0),
-    Setting("cifar10", 32, 256, "scaled", 0.2),
-]
+_TRIED = [
+    ("cifar10", 16, 512, "scaled", 0.2), ("cifar10", 16, 512, "plain", 0.0),
+    ("cifar10", 16, 256, "scaled", 0.0), ("cifar10", 16, 256, "plain", 0.2),
+    ("digits", 16, 256, "scaled", 0.2), ("digits", 16, 256, "plain", 0.0), ("cifar10", 32, 256, "scaled", 0.2),
+]  # fmt: skip
+CHOSEN_ON = [Setting(*values) for values in _TRIED]
 # What LR_MIN is worth: in some of both, at the LR_MAX found.
 LR_MIN_SETTINGS = [CHOSEN_ON[0], CHOSEN_ON[3], SETTINGS[4], SETTINGS[5]]
-Task = tuple[Setting, int, tuple[float, float] | None]  # with a seed; (LR_MIN, LR_MAX), or None: the range tests
+Pair = tuple[float, float]  # (LR_MIN, LR_MAX)
+Task = tuple[Setting, int, Pair | None]  # with a seed; None: the range tests
 
 
 @cache
 def images(name: str, root: str, short: bool = True) -> tuple[eva.Images, eva.Images]:
     """(to train on, held out), both from the training set."""
-    if name == "digits":
-        everything, held_out, n = eva.digits()[0], DIGITS_HELD_OUT, None
-    else:
-        everything, held_out, n = eva.load_data(root)[0], HELD_OUT, TRAIN if short else None
+    everything = eva.load_data("digits" if name == "digits" else root)[0]
+    held_out, n = (DIGITS_HELD_OUT, None) if name == "digits" else (HELD_OUT, TRAIN if short else None)
     order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(1))
     return everything[order[held_out:][:n]], everything[order[:held_out]]
 
 
-def network(setting: Setting, seed: int) -> eva.ResNet9:
+def prepared(setting: Setting, seed: int, root: str) -> tuple:
+    """(model, images to train on, held out, Recipe)."""
     torch.manual_seed(seed)
-    return eva.ResNet9(10, setting.width, logit_scale=0.125 if setting.logits == "scaled" else 1.0)
+    model = eva.ResNet9(10, setting.width, logit_scale=0.125 if setting.logits == "scaled" else 1.0)
+    augment = eva.Augment(flip=setting.data != "digits")
+    recipe = eva.Recipe(batch_size=setting.batch, seed=seed, augment=augment, label_smoothing=setting.smoothing)
+    return model, *images(setting.data, root, not setting.epochs), recipe
 
 
-def augment(setting: Setting) -> eva.Augment:
-    return eva.Augment(flip=False) if setting.data == "digits" else eva.Augment()
-
-
-def curves(setting: Setting, seed: int, root: str) -> dict[str, dict[str, list[float]]]:
+def curves(setting: Setting, seed: int, root: str) -> Curves:
     """The range tests that the rules are read off: rates and losses, five digits of each."""
-    train, _ = images(setting.data, root, not setting.epochs)
-    model = network(setting, seed)
-    batches = loader(train, augment(setting), setting.batch, seed=seed, device=choose_device())
-    out = {}
-    for name, test in TESTS.items():
-        if setting in CHOSEN_ON and name != "eva_utils":
-            continue  # the others' rules are what they are
-        lr, loss = range_test(model, batches, **test, label_smoothing=setting.smoothing)
-        out[name] = {"lr": [float(f"{x:.5g}") for x in lr], "loss": [float(f"{x:.5g}") for x in loss]}
-    return out
+    model, train, _, recipe = prepared(setting, seed, root)
+    # Of those to choose on only ours: the others' rules are what they are.
+    tests = {name: test for name, test in TESTS.items() if name == "eva_utils" or setting not in CHOSEN_ON}
+    found = {name: range_test(model, train, recipe, **test) for name, test in tests.items()}
+    digits = {name: [[float(f"{x:.5g}") for x in values] for values in both] for name, both in found.items()}
+    return {name: {"lr": lr, "loss": loss} for name, (lr, loss) in digits.items()}
 
 
-def accuracy(setting: Setting, seed: int, lr_min: float, lr_max: float, root: str) -> dict:
-    """Held-out accuracy (%) of one short run, with its last weights and with the average; diverged: loss not finite."""
-    train, held_out = images(setting.data, root, not setting.epochs)
+def accuracy(setting: Setting, seed: int, pair: Pair, root: str) -> dict:
+    """Held-out accuracy (%) of one run, with its last weights and with the average; diverged: loss not finite."""
+    model, train, held_out, recipe = prepared(setting, seed, root)
     device = choose_device()
-    precision = choose_precision(device)
     if device.type == "cpu":
         keep_memory()
     epochs = setting.epochs or (DIGITS_EPOCHS if setting.data == "digits" else EPOCHS)
-    batches = loader(train, augment(setting), setting.batch, seed=seed, device=device)
-    settings = {"seed": seed, "momentum": 0.9, "weight_decay": 1e-3, "label_smoothing": setting.smoothing, "ema": 0.05}
-    schedule = eva.OneCycle(epochs, epochs * 5 / 24, lr_min, lr_max)
-    trainer = Trainer(network(setting, seed), batches, schedule, settings, precision)
+    schedule = eva.OneCycle(epochs, epochs * 5 / 24, *pair)
+    trainer = Trainer(model, loader(train, recipe, device), schedule, recipe, choose_precision(device))
     try:
-        for epoch in range(epochs):
-            trainer.train_epoch(epoch)
+        for _ in range(epochs):
+            trainer.history.append(trainer.epoch())
     except eva.InputError:
         return {"raw": 10.0, "ema": 10.0, "diverged": True}
-    raw, ema = (eva.evaluate(model, held_out).accuracy for model in (trainer.model, trainer.ema))
-    return {"raw": raw, "ema": ema, "diverged": False}
+    found = trainer.test(held_out)
+    return {"raw": found["test_accuracy"], "ema": found["test_accuracy_ema"], "diverged": False}
 
 
-def task(setting: Setting, seed: int, root: str, pair: tuple[float, float] | None) -> dict:
+def task(setting: Setting, seed: int, root: str, pair: Pair | None) -> dict:
     """One row: the curves of the range tests, or the accuracy with the rates ``pair``."""
     key = {**asdict(setting), "seed": seed}
     with contextlib.redirect_stdout(io.StringIO()):
         if pair is None:
             pictures = images(setting.data, root)[0].name
             return {**key, "pictures": pictures, **machine(), "curves": curves(setting, seed, root)}
-        found = accuracy(setting, seed, *pair, root)
+        found = accuracy(setting, seed, pair, root)
         return {**key, "lr_min": pair[0], "lr_max": pair[1], **found, "device": machine()["device"]}
 
 
-def curves_of(rows: Rows, setting: Setting, seed: int) -> dict | None:
+def curves_of(rows: Rows, setting: Setting, seed: int) -> Curves | None:
     return found["curves"] if (found := rows.find(**asdict(setting), seed=seed, lr_max=None)) else None
 
 
-def wanted(rows: Rows, rules: bool = True, whole: bool = False) -> list[Task]:
-    """What is still to be run, in an order in which partial results are of use: setting by setting.
+def trained(rows: Rows, setting: Setting, seed: int, pair: Pair) -> dict | None:
+    return rows.find(**asdict(setting), seed=seed, lr_min=pair[0], lr_max=pair[1])
 
-    Without ``rules``: only what does not depend on how a curve is read. ``whole``: the whole job, instead of the rest.
-    """
+
+def on_grid(rate: float) -> Pair:
+    return rate / RATIO, rate
+
+
+def wanted(rows: Rows, whole: bool = False) -> list[Task]:
+    """What is still to be run, in an order in which partial results are of use; ``whole``: of the whole job alone."""
     todo = []
     for setting in [WHOLE] if whole else SETTINGS + CHOSEN_ON:
         for seed in seeds(setting):
-            key = {**asdict(setting), "seed": seed}
-            if not curves_of(rows, setting, seed):
+            if not (tests := curves_of(rows, setting, seed)):
                 todo.append((setting, seed, None))
                 continue
-            pairs = [(rate / RATIO, rate) for rate in grid_of(rows, setting, seed)]
-            if rules:
-                found = ours(curves_of(rows, setting, seed))
-                pairs += [found] if setting in [*SETTINGS, *LR_MIN_SETTINGS, WHOLE] else []
-                if setting in SETTINGS and seed in SEEDS:
-                    pairs += beyond_grid(rates(curves_of(rows, setting, seed)))
+            pairs = [on_grid(rate) for rate in grid_of(rows, setting, seed)]
+            if setting in [*SETTINGS, *LR_MIN_SETTINGS, WHOLE]:
+                found = rates(tests)
+                pairs.append(found.pop("eva_utils"))
                 ratios = RATIOS if setting in LR_MIN_SETTINGS else WHOLE_RATIOS if setting == WHOLE else []
-                pairs += [(found[1] / ratio, found[1]) for ratio in ratios]
-            todo += [(setting, seed, p) for p in pairs if not rows.find(**key, lr_min=p[0], lr_max=p[1])]
+                pairs += [(pairs[-1][1] / ratio, pairs[-1][1]) for ratio in ratios]
+                if setting in SETTINGS and seed in SEEDS:  # of the other rules' rates, what the grid says nothing of
+                    pairs += [pair for pair in found.values() if not GRID[0] <= pair[1] <= GRID[-1]]
+            todo += [(setting, seed, pair) for pair in pairs if not trained(rows, setting, seed, pair)]
     return todo
 
 
 def seeds(setting: Setting) -> list[int]:
     return [*SEEDS, *(MORE_SEEDS if setting in WEAK else [])]
-
-
-def beyond_grid(found: dict[str, tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of the other rules' rates, those that the grid says nothing of."""
-    return [pair for rule, pair in found.items() if rule != "eva_utils" and not GRID[0] <= pair[1] <= GRID[-1]]
 
 
 def grid_of(rows: Rows, setting: Setting, seed: int) -> list[float]:
@@ -194,8 +177,7 @@ def grid_of(rows: Rows, setting: Setting, seed: int) -> list[float]:
     """
     if seed == SEEDS[0] or (setting in SETTINGS and seed in SEEDS):
         return GRID
-    key = {**asdict(setting), "seed": SEEDS[0]}
-    first = {rate: rows.find(**key, lr_min=rate / RATIO, lr_max=rate) for rate in GRID}
+    first = {rate: trained(rows, setting, SEEDS[0], on_grid(rate)) for rate in GRID}
     if not all(first.values()):
         return []
     near, kinds = (WHOLE_NEAR, ("raw", "ema")) if setting == WHOLE else (NEAR, ("raw",))
@@ -204,14 +186,14 @@ def grid_of(rows: Rows, setting: Setting, seed: int) -> list[float]:
     return [rate for rate, row in first.items() if any(row[kind] >= lowest[kind] for kind in kinds)]
 
 
-def run(rows: Rows, jobs: int, root: str, rules: bool, whole: bool) -> None:
+def run(rows: Rows, jobs: int, root: str, whole: bool) -> None:
     # One process a core with one thread each: several times faster than threads that wait for each other.
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         running = {}
         while True:
             # Anew each time: which rates are to be run depends on the curves that came back.
-            todo = [t for t in wanted(rows, rules, whole) if t not in running.values()]
+            todo = [t for t in wanted(rows, whole) if t not in running.values()]
             for setting, seed, pair in todo[: jobs - len(running)]:
                 running[pool.submit(task, setting, seed, root, pair)] = setting, seed, pair
             if not running:
@@ -227,14 +209,13 @@ def main() -> None:
     parser.add_argument("--data", default="cifar10", help="cifar10 (its archive in data/), or an image folder")
     parser.add_argument("--jobs", type=int, default=1 if torch.cuda.is_available() else os.cpu_count())
     parser.add_argument("--out", type=Path, default=ASSETS / "lr_finder.json")
-    parser.add_argument("--no-rules", action="store_true", help="range tests and grid only")
     parser.add_argument("--whole", action="store_true", help="the whole job instead of short trainings")
     args = parser.parse_args()
     rows, name = Rows(args.out), images("cifar10", args.data)[0].name
     if others := {row["pictures"] for row in rows.rows if "curves" in row} - {"digits", name}:
         parser.error(f"{args.out} is about {', '.join(others)}, and --data is {name}: choose another --out")
     print(machine())
-    run(rows, args.jobs, args.data, not args.no_rules, args.whole)
+    run(rows, args.jobs, args.data, args.whole)
 
 
 if __name__ == "__main__":

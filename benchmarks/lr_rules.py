@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from eva_utils.lr_curve import choose_rates
+from eva_utils.lr_curve import LRRange, read_curve
 
 RULES = ("eva_utils", "lowest", "steepest", "valley")
 RATIO = 20  # LR_MAX over LR_MIN on the grid, and for the rules that say nothing of LR_MIN
@@ -13,27 +15,25 @@ TESTS = {
     "eva_utils": {"lr_start": 1e-3, "lr_end": 10.0, "steps": 90},
     "fastai": {"lr_start": 1e-7, "lr_end": 10.0, "steps": 100},
 }
+Curves = dict[str, dict[str, list[float]]]  # of TESTS: their "lr" and "loss"
 
 
-def ours(curves: dict[str, dict[str, list[float]]]) -> tuple[float, float]:
-    """(lr_min, lr_max) as ``find_lr`` gives them."""
-    return tuple(choose_rates(*(np.array(values) for values in curves["eva_utils"].values()))[:2])
-
-
-def rates(curves: dict[str, dict[str, list[float]]]) -> dict[str, tuple[float, float]]:
-    """(lr_min, lr_max) of each rule."""
+def ours(curves: Curves, classes: int = 10) -> LRRange:
+    """As ``find_lr`` reads it."""
     lr, loss = (np.array(values) for values in curves["eva_utils"].values())
-    inner = slice(10, -5)
-    slope = np.gradient(exponential(loss, 0.05)[inner])
-    found = {"lowest": lowest(lr, loss), "steepest": lr[inner][slope.argmin()]}
-    lr, loss = (np.array(values) for values in curves["fastai"].values())
-    found["valley"] = lr[10:-5][valley(corrected(loss, 0.98)[10:-5])]
-    return {"eva_utils": ours(curves), **{rule: (float(rate) / RATIO, float(rate)) for rule, rate in found.items()}}
+    return read_curve(lr, loss, guess=math.log(classes))
 
 
-def lowest(lr: np.ndarray, loss: np.ndarray) -> float:
-    """The rate with the lowest loss, smoothed as torch-lr-finder does it."""
-    return lr[np.nanargmin(exponential(loss, 0.05))]
+def rates(curves: Curves) -> dict[str, tuple[float, float]]:
+    """(lr_min, lr_max) of each rule."""
+    found, (lr, loss) = ours(curves), (np.array(values) for values in curves["eva_utils"].values())
+    smooth, inner = exponential(loss, 0.05), slice(10, -5)  # torch-lr-finder's
+    maxima = {"lowest": lr[np.nanargmin(smooth)], "steepest": lr[inner][np.gradient(smooth[inner]).argmin()]}
+    if "fastai" in curves:
+        lr, loss = (np.array(values) for values in curves["fastai"].values())
+        maxima["valley"] = lr[inner][valley(corrected(loss, 0.98)[inner])]
+    others = {rule: (float(rate) / RATIO, float(rate)) for rule, rate in maxima.items()}
+    return {"eva_utils": (found.lr_min, found.lr_max), **others}
 
 
 def exponential(loss: np.ndarray, new: float) -> np.ndarray:

@@ -127,10 +127,8 @@ def fit(
             keeper.put_back()
             if isinstance(error, KeyboardInterrupt):
                 done = f"goes on after epoch {keeper.saved}" if keeper.saved else "starts over"
-                print(
-                    f"\nstopped in epoch {len(trainer.history) + 1} of {trainer.epochs}; the same call {done}",
-                    flush=True,
-                )
+                epoch = min(len(trainer.history) + 1, trainer.epochs)
+                print(f"\nstopped in epoch {epoch} of {trainer.epochs}; the same call {done}", flush=True)
             raise
         model.eval(), trainer.ema.eval()
         found = on_first(keeper.finish)(train, on_device)

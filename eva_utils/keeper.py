@@ -126,23 +126,24 @@ class Keeper:
         """Write the history, and a checkpoint if one is due. What fails in the middle is tried again at the next."""
         trainer, now = self.trainer, time.perf_counter()
         done = len(trainer.history) == trainer.epochs
-        if self.folder is None or not (done or on_first(lambda: now - self.last >= SAVE_SECONDS)()):
-            if self.folder and rank() == 0:
-                self._try(lambda: write_csv(self.folder / HISTORY, trainer.history), done)
-            return
-        state = trainer.state_dict() if rank() == 0 else {}
+        due = self.folder is not None and (done or on_first(lambda: now - self.last >= SAVE_SECONDS)())
+        if due:
+            state = trainer.state_dict() if rank() == 0 else {}
 
-        def save() -> None:
-            more = {"settings": self.settings, "where": self.where, "weights": weights_crc(trainer.model)}
-            more["answers"] = answers(trainer.model, test)
-            more |= {"processes": world_size(), "version": __version__, "seconds": self.seconds()}
-            write_tensors(self.folder / CHECKPOINT, state | more)
-            write_csv(self.folder / HISTORY, trainer.history)
-            write_csv(self.folder / STEPS, trainer.steps)
+            def save() -> None:
+                more = {"settings": self.settings, "where": self.where, "weights": weights_crc(trainer.model)}
+                more["answers"] = answers(trainer.model, test)
+                more |= {"processes": world_size(), "version": __version__, "seconds": self.seconds()}
+                write_tensors(self.folder / CHECKPOINT, state | more)
 
-        if on_first(self._try)(save, done):
-            self.last, self.saved = time.perf_counter(), len(trainer.history)
-            self.kept = copy.deepcopy(trainer.model.state_dict())
+            kept = copy.deepcopy(trainer.model.state_dict())
+            if on_first(self._try)(save, done):
+                self.last, self.saved, self.kept = time.perf_counter(), len(trainer.history), kept
+        if self.folder and rank() == 0:
+            # After the checkpoint, and apart: what is put back has to be what it holds, even if a table fails.
+            self._try(lambda: write_csv(self.folder / HISTORY, trainer.history), raising=False)
+            if due:
+                self._try(lambda: write_csv(self.folder / STEPS, trainer.steps), raising=False)
 
     @staticmethod
     def _try(write, raising: bool) -> bool:
@@ -206,6 +207,7 @@ class Keeper:
         if self.folder:
             weights = {key: value.cpu() for key, value in trainer.ema.state_dict().items()}
             write_tensors(self.folder / MODEL, {"weights": weights, **about})
+            write_csv(self.folder / HISTORY, trainer.history)
             write_csv(self.folder / STEPS, trainer.steps)
             write_json(self.folder / RESULTS, results)
         return results

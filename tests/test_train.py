@@ -9,6 +9,7 @@ import math
 import os
 import random
 import re
+import signal
 
 import numpy as np
 import pytest
@@ -124,7 +125,7 @@ def test_parameter_groups_keep_the_ratio_of_their_rates(cnn, train):
 
 
 class Waits(TorchDispatchMode):
-    """Counts what makes the CPU wait for a GPU, and the products of bf16 weights' losses."""
+    """Counts what makes the CPU wait for a GPU."""
 
     def __init__(self):
         super().__init__()
@@ -347,6 +348,45 @@ def test_a_run_stopped_in_its_first_epoch_starts_from_the_first_weights(cnn, tra
     hook.remove()
     assert same(model, cnn())
     assert_same_run(train(model, folder=tmp_path), train())
+
+
+def test_a_signal_waits_for_the_end_of_the_step(cnn, train, tmp_path):
+    model, taken, before = cnn(), [], signal.getsignal(signal.SIGTERM)
+
+    def sgd(parameters):
+        optimizer = torch.optim.SGD(parameters, momentum=0.9)
+        optimizer.register_step_post_hook(lambda *_: taken.append(1))
+        return optimizer
+
+    expected = train(optimizer=sgd)
+    taken.clear()
+    hook = stop_at(model, STEPS + 3, lambda output: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        train(model, optimizer=sgd, folder=tmp_path)
+    hook.remove()
+    assert (stopped.value.args, len(taken)) == ((signal.SIGTERM,), STEPS + 3)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert_same_run(train(model, optimizer=sgd, folder=tmp_path), expected)
+
+
+@pytest.mark.parametrize("call", range(1, 8))
+@pytest.mark.parametrize("function", ["write_tensors", "write_csv", "evaluate"])
+def test_a_stop_while_it_saves_or_tests(function, call, cnn, train, tmp_path, monkeypatch):
+    module = train_module if function == "evaluate" else keeper
+    real, calls, model = getattr(module, function), itertools.count(1), cnn()
+
+    def stop(*args, **options):
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, function, stop)
+        with contextlib.suppress(KeyboardInterrupt):
+            train(model, folder=tmp_path)
+    done = train(model, folder=tmp_path)
+    assert_same_run(done, train())
+    assert read_csv(tmp_path / "lr.csv") == done.steps and len(read_csv(tmp_path / "history.csv")) == 3
 
 
 def test_a_finished_run_says_so_and_keeps_its_results(cnn, train, tmp_path, capsys):
