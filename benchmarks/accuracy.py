@@ -91,13 +91,13 @@ def pool_last(model: eva.ResNet9) -> eva.ResNet9:
     return model
 
 
-def per_image(images: eva.Images, padding: int, border: str, *cutout):
-    """An albumentations pipeline: pad, crop, flip, normalise, ``cutout``."""
+def per_image(images: eva.Images, padding: int, mirror: bool, *cutout):
+    """An albumentations pipeline: pad (with black or the mirrored edge), crop, flip, normalise, ``cutout``."""
     import albumentations as A
     import cv2
     from albumentations.pytorch import ToTensorV2
 
-    pad = A.Pad(padding, border_mode={"mirror": cv2.BORDER_REFLECT_101, "black": cv2.BORDER_CONSTANT}[border], fill=0)
+    pad = A.Pad(padding, border_mode=cv2.BORDER_REFLECT_101 if mirror else cv2.BORDER_CONSTANT, fill=0)
     crop = A.RandomCrop(*images.pixels.shape[1:3])
     return A.Compose([
         pad, crop, A.HorizontalFlip(p=0.5), A.Normalize(images.mean, images.std), *cutout, ToTensorV2()
@@ -131,13 +131,13 @@ class Job:
         return eva.ResNet9(len(self.train.classes), self.width, **options)
 
 
-def ours(job: Job, end: float | None = None, logit_scale: float = 0.125, border: str = "", **changes):
+def ours(job: Job, end: float | None = None, logit_scale: float = 0.125, black: bool = False, **changes):
     """The package's defaults: found rates and no annihilation; scaled logits, reflect padding, EMA.
 
-    end: put annihilation back, down to this rate. border: pad by image, with "black". changes: of the ``Recipe``.
+    end: put annihilation back, down to this rate. black: pad with it, image by image. changes: of the ``Recipe``.
     """
-    if border:
-        changes["augment"] = per_image(job.train, 4, border, holes(1))
+    if black:
+        changes["augment"] = per_image(job.train, 4, False, holes(1))
     model, recipe = job.network(logit_scale=logit_scale), eva.Recipe(seed=job.seed, **changes)
     rates = eva.find_lr(model, job.train, recipe, folder=job.folder)
     if end is None:
@@ -159,7 +159,7 @@ def solution_a(job: Job):
     model.layer1.__class__ = model.layer3.__class__ = SkipTwice
     # A hole that lies in the image with 4 pixels around it has its centre anywhere in the image.
     beyond = A.Pad(4, fill=0), holes(4, p=0.5), A.CenterCrop(*job.train.pixels.shape[1:3])
-    recipe = eva.Recipe(seed=job.seed, augment=per_image(job.train, 2, "mirror", *beyond))
+    recipe = eva.Recipe(seed=job.seed, augment=per_image(job.train, 2, True, *beyond))
     steps = len(loader(job.train, recipe, choose_device()))
     momentum = Cycle(job.epochs, job.peak, 0.95, 0.85, 0.95, cosine=True)
     optimizer = partial(CyclicMomentum, policy=momentum, steps_per_epoch=steps, weight_decay=5e-4)
@@ -187,7 +187,7 @@ ABLATIONS = {
     "ours": ours,
     "ours, plain logits": partial(ours, logit_scale=1.0),
     "ours, label smoothing 0.2": partial(ours, label_smoothing=0.2),
-    "ours, zero padding": partial(ours, border="black"),
+    "ours, zero padding": partial(ours, black=True),
     "ours, half the weight decay": partial(ours, weight_decay=5e-4),
     "ours, with annihilation": partial(ours, end=1e-5),
     "ours, albumentations engine": partial(ours, engine="albumentations"),

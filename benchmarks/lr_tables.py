@@ -187,6 +187,8 @@ def draw(rows: Rows) -> Picture:
         ax.axvline(1, color=".5", lw=1)
         ax.set(title=rule, xscale="log", yscale="log", xlabel="its LR_MAX / the best")
     panels[0].set(ylabel="accuracy lost (points)", xlim=(1e-3, 1e3), xticks=[1e-2, 1, 1e2], ylim=(0.09, 100))
+    for axis in (panels[0].yaxis, *(ax.xaxis for ax in panels)):
+        axis.set_major_formatter("{x:g}")
     for logits, color in zip(("scaled", "plain"), COLORS, strict=False):
         panels[0].plot([], [], "o", ms=5, color=color, alpha=0.6, mew=0, label=f"{logits} logits")
     figure.legend(loc="outside lower center", ncols=2)
@@ -216,6 +218,7 @@ def draw_choice(rows: Rows) -> Picture:
                 ha="center", annotation_clip=False)  # fmt: skip
     ax.set(xscale="log", xlim=(0.1, 300), ylim=(20, -0.5), xlabel="LR_MAX / rate at half of the fall",
            ylabel="accuracy lost (points)")  # fmt: skip
+    ax.xaxis.set_major_formatter("{x:g}")
     figure.legend(loc="outside lower center", ncols=2, fontsize=7.5)
     return figure
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from eva_utils import Augment, Images, InputError, from_arrays
-from eva_utils.augment import Draws
+from eva_utils.augment import NONE, Draws
 
 
 def noise(n: int, height: int, width: int, seed: int = 0) -> Images:
@@ -49,25 +49,17 @@ def through_albumentations(augment: Augment, images: Images, seed: int = 0) -> t
     return torch.stack(out), Draws(*torch.tensor(np.array(draws, dtype=np.int64)).T)
 
 
-@pytest.mark.parametrize(
-    ("augment", "height", "width"),
-    [
-        (Augment(), 32, 32),
-        (Augment(), 20, 28),
-        (Augment(), 28, 20),
-        (Augment(padding=0), 24, 20),
-        (Augment(flip=False), 24, 20),
-        (Augment(cutout=0), 24, 20),
-        (Augment(padding=7, cutout=5), 9, 8),
-        (Augment(padding=1, cutout=8), 8, 8),  # the hole is all there is
-        (Augment(padding=0, flip=False, cutout=0), 8, 12),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("augment", "height", "width"), [
+    (Augment(), 32, 32), (Augment(), 20, 28), (Augment(), 28, 20), (Augment(padding=0), 24, 20),
+    (Augment(flip=False), 24, 20), (Augment(cutout=0), 24, 20), (Augment(padding=7, cutout=5), 9, 8),
+    (Augment(padding=1, cutout=8), 8, 8), (NONE, 8, 12),  # in the last but one, the hole is all there is
+], ids=str)  # fmt: skip
 def test_both_engines_make_the_same_pixels_of_the_same_draws(augment, height, width):
     images = noise(250, height, width)
+    before = images.pixels.clone()
     expected, draws = through_albumentations(augment, images)
     torch.testing.assert_close(batch(augment, images, torch.arange(250), draws), expected, atol=1e-5, rtol=0)
+    assert torch.equal(images.pixels, before), "an epoch that writes into the data spoils all that follow"
     # The borders are where an off-by-one would hide; so this must not have passed without them.
     if augment.padding:
         assert {0, 2 * augment.padding} <= set(draws.top.tolist()) & set(draws.left.tolist())
@@ -116,22 +108,6 @@ def test_batch_equals_the_slow_way(case, seed):
     )
 
 
-def test_batch_is_float32_in_channels_last_memory():
-    images, augment = noise(4, 12, 16), Augment()
-    x = batch(augment, images, torch.arange(4), augment.draw(4, 12, 16, generator()))
-    assert x.shape == (4, 3, 12, 16) and x.dtype == torch.float32
-    assert x.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_images_stay_as_they_were():
-    """The data set is in memory once; an epoch that wrote into it would spoil all that follow."""
-    images, augment = noise(4, 12, 12), Augment()
-    before = images.pixels.clone()
-    batch(augment, images, torch.arange(4), augment.draw(4, 12, 12, generator()))
-    through_albumentations(augment, images)
-    assert torch.equal(images.pixels, before)
-
-
 # Uniformity. Seeds are fixed: a threshold of 1e-4 is passed or failed once and for all.
 
 HEIGHT, WIDTH = 12, 14  # small, so that every pair of positions has enough draws
@@ -162,39 +138,6 @@ def test_draws_are_uniform_and_independent(engine):
     assert min(p.values()) > 1e-4, p
 
 
-@pytest.mark.parametrize("engine", ["batch", "albumentations"])
-def test_every_crop_occurs(engine):
-    draws = draws_of(engine)
-    assert set(draws.top.tolist()) == set(draws.left.tolist()) == set(range(9))
-    assert len(set(zip(draws.top.tolist(), draws.left.tolist(), strict=True))) == 81
-
-
-def test_draws_are_a_function_of_the_generator():
-    draw = Augment().draw
-    first, again, other = (draw(50, 32, 32, generator(seed)) for seed in (3, 3, 4))
-    assert all(torch.equal(value, vars(again)[name]) for name, value in vars(first).items())
-    assert not any(torch.equal(value, vars(other)[name]) for name, value in vars(first).items())
-
-
-def test_draws_can_be_sliced():
-    draws = Augment().draw(10, 32, 32, generator())
-    assert all(torch.equal(value[3:7], vars(draws[3:7])[name]) for name, value in vars(draws).items())
-
-
-# What is switched off, and what cannot be.
-
-OFF = Augment(padding=0, flip=False, cutout=0)
-
-
-def test_all_switched_off_only_normalises():
-    images = noise(6, 10, 8)
-    x = batch(OFF, images, torch.arange(6), OFF.draw(6, 10, 8, generator()))
-    expected = (images.pixels / 255 - torch.tensor(images.mean)) / torch.tensor(images.std)
-    torch.testing.assert_close(x, expected.permute(0, 3, 1, 2), atol=1e-5, rtol=0)
-    torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
-    torch.testing.assert_close(x.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-4, rtol=0)
-
-
 def test_images_of_one_colour_stay_finite():
     """Their deviation is zero, which nothing may be divided by."""
     data = np.full((4, 12, 12, 3), 77, dtype=np.uint8), np.zeros(4, int)
@@ -204,23 +147,12 @@ def test_images_of_one_colour_stay_finite():
     torch.testing.assert_close(through_albumentations(Augment(), images)[0], x, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("options", [{"padding": -1}, {"cutout": -8}], ids=str)
-def test_negative_pixels_are_refused(options):
-    ((name, value),) = options.items()
-    with pytest.raises(InputError, match=f"{name} is {value}; it has to be 0 or more"):
-        Augment(**options)
-
-
-@pytest.mark.parametrize(
-    ("augment", "message"),
-    [
-        (Augment(padding=8, cutout=0), "padding is 8; it has to be below the images' side, 8 pixels"),
-        (Augment(padding=0, cutout=8), "cutout is 8; it has to be below the images' side, 8 pixels"),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize(("height", "width"), [(8, 30), (30, 8)])
-def test_padding_and_hole_have_to_fit(augment, message, height, width):
-    with pytest.raises(InputError, match=message):
-        augment.check(height, width)
-    Augment(padding=7, cutout=7).check(height, width)  # the largest that fit
+def test_values_that_do_not_fit_are_refused():
+    for name, value in (("padding", -1), ("cutout", -8)):
+        with pytest.raises(InputError, match=f"{name} is {value}; it has to be 0 or more"):
+            Augment(**{name: value})
+    for height, width in ((8, 30), (30, 8)):
+        Augment(padding=7, cutout=7).check(height, width)  # the largest that fit
+        for name in ("padding", "cutout"):
+            with pytest.raises(InputError, match=f"{name} is 8; it has to be below the images' side, 8 pixels"):
+                Augment(**{"padding": 0, "cutout": 0, name: 8}).check(height, width)

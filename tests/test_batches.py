@@ -1,6 +1,7 @@
 """The loaders: every image once an epoch, and nothing but (seed, epoch) decides what comes."""
 
 import dataclasses
+import itertools
 import os
 import random
 import signal
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from albumentations.pytorch import ToTensorV2
+from torch.utils.data import DataLoader, TensorDataset
 
-from eva_utils import Augment, Images, InputError, OneCycle, Recipe, fit
+from eva_utils import Augment, Images, InputError, Recipe
 from eva_utils import batches as batches_module
-from eva_utils.batches import DeviceLoader, WorkerLoader, plain_batches, seed_for
+from eva_utils.batches import GivenLoader, plain_batches, seed_for
 from eva_utils.errors import RunError
 
 # Python 3.12 and later warn of every fork of a process with threads, which torch's always is.
@@ -86,14 +88,6 @@ def test_every_image_comes_once_with_its_label(engine, n, batch_size, sizes):
 
 
 @every_engine
-def test_batch_is_what_the_network_takes(engine):
-    for x, y in loader(noise(5), Augment(), 3, **engine).epoch(0):
-        assert x.dtype == torch.float32 and x.shape[1:] == (3, 12, 12)
-        assert x.is_contiguous(memory_format=torch.channels_last)
-        assert y.dtype == torch.int64 and y.shape == x.shape[:1]
-
-
-@every_engine
 def test_epoch_is_a_function_of_seed_and_number(engine):
     def new(seed: int):
         return loader(noise(13), Augment(), 4, seed=seed, **engine)
@@ -103,17 +97,14 @@ def test_epoch_is_a_function_of_seed_and_number(engine):
     assert same(whole(old, 1), second), "the same again"
     assert same(whole(new(5), 2), third), "without the earlier epochs"
     assert not torch.equal(first[1], second[1]) and not torch.equal(second[1], third[1])
+    alone = loader(noise(1), Augment(), 1, seed=5, **engine)  # whatever differs was drawn for it
+    assert len({whole(alone, epoch)[0].numpy().tobytes() for epoch in range(4)}) == 4
+    for x, y in old.epoch(0):
+        assert x.dtype == torch.float32 and x.shape[1:] == (3, 12, 12) and y.dtype == torch.int64
+        assert x.is_contiguous(memory_format=torch.channels_last)
     other = whole(new(6), 0)
     assert not torch.equal(other[1], first[1]), "another seed"
     assert not torch.equal(other[1], second[1]), "5 + 1 is not 6 + 0"
-
-
-@every_engine
-def test_augmentation_changes_with_the_epoch(engine):
-    """One image alone: whatever differs was drawn for it."""
-    batches = loader(noise(1), Augment(), 1, **engine)
-    versions = {whole(batches, epoch)[0].numpy().tobytes() for epoch in range(5)}
-    assert len(versions) == 5
 
 
 @every_engine
@@ -171,41 +162,35 @@ def test_pipeline_of_ones_own(workers):
     assert same(whole(loader(images, own, 4, workers=workers), 0), (x, y))
 
 
-def test_engine_decides_the_loader():
-    images = noise(4)
-    assert isinstance(loader(images, Augment(), 2), DeviceLoader)
-    assert isinstance(loader(images, None, 2), DeviceLoader)
-    assert isinstance(loader(images, Augment(), 2, engine="albumentations"), WorkerLoader)
-    assert isinstance(loader(images, A.Compose([A.Normalize(MEAN, STD), ToTensorV2()]), 2), WorkerLoader)
+@every_engine
+def test_shards_are_together_what_one_process_sees(engine):
+    whole_one = list(loader(noise(13), Augment(), 8, **engine).epoch(2))
+    shards = [list(loader(noise(13), Augment(), 8, shard=(r, 2), **engine).epoch(2)) for r in range(2)]
+    for (x, y), *parts in zip(whole_one, *shards, strict=True):
+        assert all(same((x[r::2], y[r::2]), part) for r, part in enumerate(parts))
+    with pytest.raises(
+        InputError, match="leaves 3 of the 11 training images for the smallest batch; 2 processes need 4"
+    ):
+        loader(noise(11), Augment(), 8, shard=(0, 2), **engine)
 
 
-@pytest.mark.parametrize(
-    ("steps", "message"),
-    [
-        ([A.Normalize(), ToTensorV2()], r"augment has Normalize\(.*but evaluation.*A.Normalize\(train.mean"),
-        ([A.OneOf([A.Normalize(MEAN, (1, 1, 1))], p=1), ToTensorV2()], r"augment has Normalize\("),
-        ([A.Normalize(normalization="image"), ToTensorV2()], r"augment has Normalize\("),
-        (
-            [ToTensorV2()],
-            r"gives a Tensor of torch.uint8, \(3, 12, 12\); .* a float32 tensor \(3, h, w\)",
-        ),
-        ([A.Normalize(MEAN, STD)], r"gives a ndarray of float32, \(12, 12, 3\)"),
-        ([A.Normalize(0.4, 0.25), ToTensorV2()], r"augment has Normalize\("),
-    ],
-)
+@pytest.mark.parametrize(("steps", "message"), [
+    ([A.Normalize(), ToTensorV2()], r"augment has Normalize\(.*but evaluation.*A.Normalize\(train.mean"),
+    ([A.OneOf([A.Normalize(MEAN, (1, 1, 1))], p=1), ToTensorV2()], r"augment has Normalize\("),
+    ([A.Normalize(normalization="image"), ToTensorV2()], r"augment has Normalize\("),
+    ([ToTensorV2()], r"gives a Tensor of torch.uint8, \(3, 12, 12\); .* a float32 tensor \(3, h, w\)"),
+    ([A.ToFloat(), ToTensorV2()], "augment does not normalise"),
+    ([A.Normalize(MEAN, STD)], r"gives a ndarray of float32, \(12, 12, 3\)"),
+])  # fmt: skip
 def test_a_pipeline_that_gives_what_is_not_evaluated_on_is_refused(steps, message):
     with pytest.raises(InputError, match=message):
         loader(noise(4), A.Compose(steps), 2)
 
 
-def test_rounded_statistics_and_another_size_will_do():
+def test_rounded_statistics_another_size_and_one_number_for_grey_will_do():
     mean, std = ([round(value + 0.003, 3) for value in values] for values in (MEAN, STD))
     own = A.Compose([A.RandomCrop(8, 8), A.Sequential([A.Normalize(mean, std)], p=1), ToTensorV2()])
-    x, _ = whole(loader(noise(4), own, 2, workers=0), 0)
-    assert x.shape == (4, 3, 8, 8)
-
-
-def test_statistics_of_grey_images_may_be_given_once():
+    assert whole(loader(noise(4), own, 2, workers=0), 0)[0].shape == (4, 3, 8, 8)
     grey = dataclasses.replace(noise(4), mean=(0.4,) * 3, std=(0.25,) * 3)
     for mean, std in ((0.4, 0.25), ((0.4,), (0.25,))):
         loader(grey, A.Compose([A.Normalize(mean, std), ToTensorV2()]), 2)
@@ -229,44 +214,22 @@ def test_global_random_numbers_in_a_worker_are_those_of_seed_and_epoch():
     assert not same(drawn(0, 0)[:1], drawn(1, 0)[:1])
 
 
-def test_plain_batches_come_in_order():
-    found = [(numbers(x), y.tolist()) for x, y in plain_batches(numbered(7), 3, "cpu")]
-    assert found == [([0, 1, 2], [0, 1, 2]), ([3, 4, 5], [3, 4, 5]), ([6], [6])]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"batch_size": 11}, "batch_size is 11; it has to be between 1 and the 10 training images"),
-        ({"batch_size": 0}, "batch_size is 0;"),
-        ({"engine": "gpu"}, "engine is 'gpu'; it has to be batch or albumentations"),
-        ({"workers": -1}, "workers is -1; it has to be between 0 and 256"),
-        ({"augment": Augment(padding=12)}, "padding is 12;"),
-        ({"augment": Augment(cutout=13), "engine": "albumentations"}, "cutout is 13;"),
-    ],
-    ids=str,
-)
-def test_bad_argument_is_named_with_its_value(options, message):
+@pytest.mark.parametrize(("options", "message"), [
+    ({"batch_size": 11}, "batch_size is 11; it has to be between 1 and the 10 training images"),
+    ({"augment": Augment(padding=12)}, "padding is 12;"),
+    ({"augment": Augment(cutout=13), "engine": "albumentations"}, "cutout is 13;"),
+], ids=str)  # fmt: skip
+def test_what_does_not_fit_the_images_is_named_with_its_value(options, message):
     with pytest.raises(InputError, match=message):
         loader(noise(10), **{"batch_size": 4, **options})
 
 
-# Seeds.
-
-
 def test_seeds_are_distinct_and_of_63_bits():
-    """Also where adding the numbers up would collide: (0, 1) and (1, 0)."""
-    seeds = [seed_for(seed, epoch, step) for seed in range(12) for epoch in range(12) for step in range(12)]
-    assert len(set(seeds)) == 12**3
+    """Also where adding the numbers up would collide: (0, 1) and (1, 0); and for one number more or less."""
+    seeds = [seed_for(*n) for k in (1, 2, 3) for n in itertools.product((*range(10), 2**32), repeat=k)]
+    assert len(set(seeds)) == 11 + 11**2 + 11**3
     assert all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds)
     assert max(seeds) > 2**60  # and they use them
-    assert seed_for(3, 4) == seed_for(3, 4)
-
-
-def test_seeds_of_more_numbers_and_of_large_numbers_are_distinct_too():
-    """The order of an epoch, (seed, epoch), must not share its seed with the epoch's first batch, (seed, epoch, 0)."""
-    tuples = [(1, 2), (1, 2, 0), (1, 2, 0, 0), (1,), (1, 0), (2**32,), (0, 1), (0,), (0, 0), (1, 2**32), (1, 0, 1)]
-    assert len({seed_for(*numbers) for numbers in tuples}) == len(tuples)
 
 
 def test_a_worker_that_dies_is_told_in_words():
@@ -287,49 +250,33 @@ def test_a_worker_that_dies_is_told_in_words():
 # Data that have no room on the device
 
 
-@pytest.fixture
-def no_room(monkeypatch):
-    monkeypatch.setattr("eva_utils.batches.room", lambda device: 0)
+def roomy(monkeypatch, nbytes: int) -> None:
+    monkeypatch.setattr("eva_utils.batches.room", lambda device: nbytes)
 
 
-def test_batches_that_are_sent_are_those_of_a_resident_data_set(tiny, no_room, capsys):
-    train, _ = tiny
-    sent = loader(train, Augment(padding=2, cutout=4), 12)
-    assert not sent.resident
-    assert "sent batch by batch" in capsys.readouterr().out
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eva_utils.batches.room", lambda device: train.pixels.nbytes)
-        resident = loader(train, Augment(padding=2, cutout=4), 12)
-    assert resident.resident
-    assert not capsys.readouterr().out
-    for epoch in (0, 3):
-        pairs = list(zip(sent.epoch(epoch), resident.epoch(epoch), strict=True))
-        assert len(pairs) == 3
-        for (x, y), (x_there, y_there) in pairs:
-            assert torch.equal(x, x_there) and torch.equal(y, y_there)
-
-
-def test_only_one_batch_at_a_time_is_sent(tiny, no_room, monkeypatch):
-    train, _ = tiny
-    sent = loader(train, Augment(padding=2, cutout=4), 12)
-    shapes = []
-    take = Augment.take
-    monkeypatch.setattr(
-        Augment, "take", lambda self, images, *rest: shapes.append(len(images)) or take(self, images, *rest)
-    )
-    assert sum(len(y) for _, y in sent.epoch(0)) == 32
+def test_batches_that_are_sent_one_by_one_are_those_of_a_resident_data_set(tiny, monkeypatch, capsys):
+    augment, take, shapes = Augment(padding=2, cutout=4), Augment.take, []
+    roomy(monkeypatch, tiny[0].pixels.nbytes)
+    resident = loader(tiny[0], augment, 12)
+    assert resident.resident and not capsys.readouterr().out
+    roomy(monkeypatch, tiny[0].pixels.nbytes - 1)
+    sent = loader(tiny[0], augment, 12)
+    assert not sent.resident and "sent batch by batch" in capsys.readouterr().out
+    expected = whole(resident, 3)
+    monkeypatch.setattr(Augment, "take", lambda self, i, *rest: shapes.append(len(i)) or take(self, i, *rest))
+    assert same(whole(sent, 3), expected)
     assert shapes == [12, 12, 8]
 
 
-def test_training_does_not_notice(tiny, cnn, monkeypatch):
-    train, test = tiny
-    runs = []
-    for limit in (0, 1 << 40):
-        monkeypatch.setattr("eva_utils.batches.room", lambda device, limit=limit: limit)
-        schedule = OneCycle(2, 1, 0.01, 0.1)
-        runs.append(fit(cnn(), train, test, schedule, Recipe(augment=Augment(2, cutout=4), batch_size=8, device="cpu")))
-    first, second = ([row["loss"] for row in run.steps] for run in runs)
-    assert first == second
+@pytest.mark.parametrize("shard", [(0, 1), (1, 2)])
+@pytest.mark.parametrize("limit", [0, 1 << 40])
+def test_how_many_batches_are_prepared_at_once_changes_nothing(tiny, monkeypatch, shard, limit):
+    roomy(monkeypatch, limit)
+    found = []
+    for ahead in (1, 2, 32):
+        monkeypatch.setattr("eva_utils.batches.AHEAD", ahead)
+        found.append(whole(loader(tiny[0], Augment(padding=2, cutout=4), 7, shard=shard), 1))
+    assert same(found[0], found[1]) and same(found[0], found[2])
 
 
 def test_a_part_of_the_images_in_steps(tiny):
@@ -339,42 +286,42 @@ def test_a_part_of_the_images_in_steps(tiny):
     assert (x.shape[0], len(y)) == (4, 4)
 
 
-@pytest.mark.parametrize("shard", [(0, 1), (1, 2)])
-@pytest.mark.parametrize("limit", [0, 1 << 40])
-def test_how_many_batches_are_prepared_at_once_changes_nothing(tiny, monkeypatch, shard, limit):
-    monkeypatch.setattr("eva_utils.batches.room", lambda device: limit)
-    found = []
-    for ahead in (1, 2, 32):
-        monkeypatch.setattr("eva_utils.batches.AHEAD", ahead)
-        found.append(list(loader(tiny[0], Augment(padding=2, cutout=4), 7, shard=shard).epoch(1)))
-    for batches in zip(*found, strict=True):
-        for x, y in batches:
-            assert torch.equal(x, batches[0][0]) and torch.equal(y, batches[0][1])
+# Batches in order, and somebody else's
 
 
-# Somebody else's batches
+def test_plain_batches_come_in_order():
+    found = [(numbers(x), y.tolist()) for x, y in plain_batches(numbered(7), 3, "cpu")]
+    assert found == [([0, 1, 2], [0, 1, 2]), ([3, 4, 5], [3, 4, 5]), ([6], [6])]
 
 
 def test_any_data_loader_will_do():
     x, y = torch.rand(10, 3, 8, 8), torch.arange(10)
-    given = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=4)
-    batches = loader(given)
-    assert len(batches) == 3
-    first, labels = whole(batches, 0)
-    assert first.equal(x) and labels.equal(y)
+    batches = loader(DataLoader(TensorDataset(x, y), batch_size=4))
+    assert isinstance(batches, GivenLoader) and len(batches) == 3
+    assert same(whole(batches, 0), (x, y))
     assert next(batches.epoch(0))[0].is_contiguous(memory_format=torch.channels_last)
     assert len(loader([(x, y)])) == 1
 
 
+def test_a_sampler_of_several_processes_is_told_the_epoch():
+    data = TensorDataset(torch.rand(8, 3, 8, 8), torch.arange(8))
+    sampler = torch.utils.data.distributed.DistributedSampler(data, num_replicas=1, rank=0)
+    batches = loader(DataLoader(data, batch_size=4, sampler=sampler))
+    first, second = (whole(batches, epoch)[1] for epoch in (0, 1))
+    assert not torch.equal(first, second) and torch.equal(first, whole(batches, 0)[1])
+
+
 @pytest.mark.parametrize(
-    "data", [torch.utils.data.TensorDataset(torch.rand(2, 1)), torch.rand(3), "photos", 7, iter([])]
+    "data",
+    [TensorDataset(torch.rand(2, 1)), torch.rand(3), "photos", 7, iter([])],
+    ids=lambda data: type(data).__name__,
 )
 def test_what_are_no_batches_is_refused_with_the_cure(data):
     with pytest.raises(InputError, match="from_arrays"):
         loader(data)
 
 
-@pytest.mark.parametrize("batch", [torch.rand(2), (torch.rand(2),), {"x": 1}])
+@pytest.mark.parametrize("batch", [torch.rand(2), (torch.rand(2),), {"x": 1}], ids=["tensor", "one", "dict"])
 def test_a_batch_is_two_tensors(batch):
     with pytest.raises(InputError, match="two tensors"):
         next(loader([batch]).epoch(0))

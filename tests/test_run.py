@@ -279,6 +279,21 @@ def test_the_last_save_must_not_fail(tmp_path, tiny, cnn, monkeypatch):
     assert (tmp_path / "results.json").exists()
 
 
+def test_a_table_that_is_open_elsewhere_costs_nothing(tmp_path, tiny, cnn, monkeypatch, capsys):
+    def locked(path, rows):
+        raise InputError(f"cannot write {path.name}: it is open in a spreadsheet")
+
+    model = cnn()
+    with monkeypatch.context() as patch:
+        patch.setattr(keeper, "write_csv", locked)
+        with pytest.raises(InputError, match="spreadsheet"):
+            fit(model, *tiny, SCHEDULE, RECIPE, folder=tmp_path)
+    assert "spreadsheet; training goes on" in capsys.readouterr().out
+    done = fit(model, *tiny, SCHEDULE, RECIPE, folder=tmp_path)  # the model is what the checkpoint holds
+    assert "finished, nothing to compute" in capsys.readouterr().out
+    assert read_csv(tmp_path / "history.csv") == done.history
+
+
 def test_a_damaged_checkpoint_is_refused_and_fresh_starts_over(tmp_path, tiny, cnn, capsys):
     finished = fit(cnn(), *tiny, SCHEDULE, RECIPE, folder=tmp_path)
     whole = (tmp_path / "checkpoint.pt").read_bytes()

@@ -9,19 +9,25 @@ PACKAGE = Path(__file__).resolve().parent.parent / "eva_utils"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-def imports(file: Path) -> set[str]:
-    """The package's own modules that ``file`` imports, "plots" as one."""
-    found = set()
+def imports(file: Path) -> tuple[set[str], set[str]]:
+    """(own, others): the package's modules that ``file`` imports anywhere, "plots" as one, and everybody else's."""
+    own, others = set(), set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf8"))):
-        if isinstance(node, ast.ImportFrom) and node.level == (2 if file.parent.name == "plots" else 1):
-            found |= {node.module} if node.module else {alias.name for alias in node.names}
-    return found - {"__version__"}
+        if isinstance(node, ast.Import):
+            others |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            others.add(node.module.split(".")[0])
+        elif isinstance(node, ast.ImportFrom) and node.level == (2 if file.parent.name == "plots" else 1):
+            own |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+    return own - {"__version__"}, others
 
 
 GRAPH: dict[str, set[str]] = {}
+OTHERS: set[str] = set()
 for module in MODULES:
-    name = "plots" if module.parent.name == "plots" else module.stem
-    GRAPH.setdefault(name, set()).update(imports(module))
+    own, others = imports(module)
+    GRAPH.setdefault("plots" if module.parent.name == "plots" else module.stem, set()).update(own)
+    OTHERS |= others
 
 
 def test_there_is_no_circle():
@@ -39,3 +45,9 @@ def test_the_top_is_known_to_nobody_below(top):
 
 def test_the_network_knows_errors_only_and_files_know_no_training():
     assert GRAPH["model"] == GRAPH["run"] == {"errors"}
+
+
+def test_nothing_comes_from_outside_the_package():
+    """And the package's own modules are imported by their dots, so that the other tests here see all of them."""
+    assert {"torch", "numpy"} <= OTHERS
+    assert not OTHERS & {"eva_utils", "tests", "benchmarks", "notebooks", "tools"}

@@ -1,0 +1,65 @@
+"""Device, number format, random numbers, and the memory of a step that failed."""
+
+import weakref
+
+import pytest
+import torch
+
+from eva_utils import InputError, OneCycle, Recipe, find_lr, fit
+from eva_utils.device import DTYPES, choose_device, choose_precision
+
+RECIPE = Recipe(batch_size=8, precision="fp32", device="cpu")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_the_network_computes_in_the_precision_asked_for(precision, tiny, cnn):
+    seen, model = set(), cnn()
+    model[0].register_forward_hook(lambda module, inputs, output: seen.add((module.training, output.dtype)))
+    run = fit(model, *tiny, OneCycle(1, 0.5, 0.01, 0.1), RECIPE.replace(precision=precision))
+    assert seen == {(mode, DTYPES[precision]) for mode in (True, False)}
+    assert run.results["precision"] == precision
+
+
+@pytest.mark.parametrize(("capability", "best"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_a_gpu_without_bf16_in_hardware_takes_fp16(capability, best, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_precision(torch.device("cuda")) == best
+
+
+def test_what_cannot_be_used_is_refused():
+    assert choose_device("cpu").type == "cpu"
+    for wrong in ("mps", "nonsense", "cuda:99"):
+        with pytest.raises(InputError, match=f"device is '{wrong}'"):
+            choose_device(wrong)
+    with pytest.raises(InputError, match="precision is 'fp16'.*needs a CUDA GPU"):
+        choose_precision(torch.device("cpu"), "fp16")
+
+
+def train(call: str, model, train, test):
+    return (
+        fit(model, train, test, OneCycle(3, 1, 0.01, 0.1), RECIPE) if call == "fit" else find_lr(model, train, RECIPE)
+    )
+
+
+@pytest.mark.parametrize("call", ["fit", "find_lr"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError])
+def test_a_kept_error_keeps_no_tensors_and_random_numbers_are_restored(error, call, tiny, cnn, monkeypatch):
+    # A notebook keeps the last error; the next try needs the memory. And no GPU is reseeded that does nothing here.
+    seen, reseeded = [], []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", reseeded.append)
+
+    class Failing(torch.nn.Module):
+        def forward(self, x):
+            seen.append(weakref.ref(activation := 2 * x))
+            if len(seen) == 3:
+                raise error
+            return activation
+
+    model = cnn().insert(0, Failing())
+    reseeded.clear()
+    before = torch.get_rng_state()
+    with pytest.raises(error) as kept:
+        train(call, model, *tiny)
+    assert kept.value.__traceback__ is not None
+    assert [tensor() for tensor in seen] == [None] * 3
+    assert torch.equal(before, torch.get_rng_state()) and reseeded == []

@@ -1,0 +1,44 @@
+"""Signals wait for the end of a step, where that is asked for, and the caller's handlers come back."""
+
+import signal
+import threading
+
+import pytest
+
+from eva_utils.processes import raise_if_stopped, stoppable
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_signal_waits_for_the_next_step_and_a_second_does_not(signum):
+    handlers, done = [signal.getsignal(each) for each in SIGNALS], []
+    with pytest.raises(KeyboardInterrupt) as stopped, stoppable(between_steps=True):
+        signal.raise_signal(signum)
+        done.append("the step")
+        raise_if_stopped()
+        done.append("the next")
+    assert (stopped.value.args, done) == ((signum,), ["the step"])
+    with pytest.raises(KeyboardInterrupt), stoppable(between_steps=True):
+        signal.raise_signal(signum)
+        signal.raise_signal(signum)
+        done.append("never")
+    with pytest.raises(KeyboardInterrupt), stoppable():
+        signal.raise_signal(signum)
+        done.append("never")
+    assert done == ["the step"]
+    assert [signal.getsignal(each) for each in SIGNALS] == handlers
+    raise_if_stopped()  # what is over is forgotten
+
+
+def test_another_thread_leaves_the_handlers_alone():
+    seen, before = [], signal.getsignal(signal.SIGINT)
+
+    def work():
+        with stoppable(between_steps=True):
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]
