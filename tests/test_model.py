@@ -100,19 +100,13 @@ def test_residual_stage_adds_its_input_once(name):
     assert residual.abs().max() > 0.01  # else the sum would say nothing
 
 
-def test_head_is_the_maximum_of_each_channel_times_the_matrix_times_the_scale():
-    model = small(logit_scale=0.3)
+@pytest.mark.parametrize("options", [{}, {"logit_scale": 0.3}], ids=str)
+def test_head_is_the_maximum_of_each_channel_times_the_matrix_times_the_scale(options):
+    model = small(**options)
     x = torch.randn(2, 64, 4, 4)
     with torch.no_grad():
-        torch.testing.assert_close(model.head(x), 0.3 * (x.amax((2, 3)) @ model.head.linear.weight.T))
-
-
-def test_logits_are_multiplied_by_logit_scale():
-    plain, scaled, default = small(logit_scale=1.0), small(logit_scale=0.25), small()
-    x = torch.randn(3, 3, 32, 32)
-    with torch.no_grad():
-        torch.testing.assert_close(scaled(x), 0.25 * plain(x))
-        torch.testing.assert_close(default(x), 0.125 * plain(x))
+        logits = options.get("logit_scale", 0.125) * (x.amax((2, 3)) @ model.head.linear.weight.T)
+        torch.testing.assert_close(model.head(x), logits)
 
 
 @pytest.mark.parametrize("side", [8, 48])
@@ -136,65 +130,37 @@ def test_bad_argument_is_named_with_its_value(name, value):
 # The table of the layers.
 
 
-def leaves(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if not any(module.children())]
-
-
 def rows(text: str) -> list[list[str]]:
     """The table's rows between head and total, as words."""
     return [line.split() for line in text.splitlines()[2:-2]]
 
 
 def test_summary_has_a_row_for_each_layer_and_the_totals(full):
-    text = summary(full)
-    assert [row[0] for row in rows(text)] == leaves(full)
-    assert text.splitlines()[-1].split() == ["total", f"{PARAMETERS:,}", "379.26"]
-
-
-def test_summary_row_gives_shape_parameters_and_multiply_adds(full):
-    # layer2.conv: 3 * 3 * 128 * 256 weights, each used at 16 x 16 places.
-    assert ["layer2.conv", "256", "x", "16", "x", "16", "294,912", "75.50"] in rows(summary(full))
-
-
-def test_summary_rows_add_up_to_the_totals(full):
-    table = rows(summary(full))
+    table, total = rows(summary(full)), summary(full).splitlines()[-1].split()
+    assert [row[0] for row in table] == [name for name, module in full.named_modules() if not any(module.children())]
+    assert total == ["total", f"{PARAMETERS:,}", "379.26"]
     assert sum(int(row[-2].replace(",", "")) for row in table) == PARAMETERS
     assert sum(float(row[-1]) for row in table) == pytest.approx(379.26, abs=0.05)
-
-
-def test_summary_of_another_size(full):
+    # layer2.conv: 3 * 3 * 128 * 256 weights, each used at 16 x 16 places.
+    assert ["layer2.conv", "256", "x", "16", "x", "16", "294,912", "75.50"] in table
     assert ["prep.conv", "64", "x", "16", "x", "16", "1,728", "0.44"] in rows(summary(full, size=16))
 
 
-def state(model: nn.Module):
-    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
-    return [m.training for m in model.modules()], hooks, {k: v.clone() for k, v in model.state_dict().items()}
-
-
-def test_summary_leaves_the_model_as_it_was():
+def test_summary_leaves_the_model_and_the_random_numbers_as_they_were():
     model = small().train()
     model.layer1.eval()  # a mixture of modes, and a hook of the user's own
     model.prep.conv.register_forward_hook(lambda *_: None)
-    modes, hooks, values = state(model)
+
+    def state():
+        hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+        values = [value.tolist() for value in (*model.state_dict().values(), torch.get_rng_state())]
+        return [m.training for m in model.modules()], hooks, values
+
+    before = state()
     assert summary(model) == summary(model)
-    after = state(model)
-    assert after[:2] == (modes, hooks)
-    assert all(torch.equal(values[name], after[2][name]) for name in values)
-
-
-def test_summary_leaves_the_model_as_it_was_when_it_fails():
-    model = small().train()
-    modes, hooks, _ = state(model)
     with pytest.raises(InputError, match=r"4 x 4 pixels .*; give size= for others"):
         summary(model, size=4)  # too small for three poolings
-    assert state(model)[:2] == (modes, hooks)
-
-
-def test_summary_leaves_the_random_numbers_alone():
-    model = small()
-    before = torch.get_rng_state()
-    summary(model)
-    assert torch.equal(before, torch.get_rng_state())
+    assert state() == before
 
 
 def test_summary_of_a_model_of_ones_own():

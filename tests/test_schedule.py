@@ -135,6 +135,8 @@ def test_ends_and_peak_are_exact(policy):
     """Equal, not nearly equal: "never below lr_min" and "the maximum at epoch 5" are said of these numbers."""
     peak, end = peak_and_end(policy)
     assert policy(0) == policy(end) == policy.lr_min
+    if isinstance(policy, OneCycle):  # and outside
+        assert policy(-end) == policy(1.5 * end) == policy.lr_min
     if isinstance(policy, ExpRange):  # shrinks before it gets there
         assert policy(peak) == pytest.approx(policy.lr_min + (policy.lr_max - policy.lr_min) * policy.gamma**peak)
     else:
@@ -148,12 +150,6 @@ def test_rises_to_the_peak_and_falls_after_it(policy):
     slack = 1e-12 * policy.lr_max
     assert (np.diff(policy(np.linspace(0, peak, 101))) >= -slack).all()
     assert (np.diff(policy(np.linspace(peak, end, 101))) <= slack).all()
-
-
-@no_deadline
-@given(one_cycle, st.floats(0, 1e4))
-def test_one_cycle_is_at_its_minimum_outside(policy, distance):
-    assert policy(-distance) == policy(policy.epochs + distance) == policy.lr_min
 
 
 @no_deadline
@@ -173,15 +169,10 @@ def test_array_gives_what_its_numbers_give(policy, epochs):
     np.testing.assert_allclose(values.ravel(), [policy(epoch) for epoch in epochs], rtol=1e-14)
 
 
-@pytest.mark.parametrize("number", [3, 3.0, np.float32(3), np.int64(3), np.array(3)], ids=repr)
 @pytest.mark.parametrize("policy", [policy for policy, _ in BY_HAND], ids=lambda policy: type(policy).__name__)
-def test_number_gives_a_float(policy, number):
-    assert type(policy(number)) is float
-    assert policy(number) == policy(3.0)
-
-
-def test_empty_array_gives_an_empty_array():
-    assert OneCycle(24, 5, 0.1, 1)(np.array([])).shape == (0,)
+def test_number_gives_a_float(policy):
+    for number in (3, np.float32(3), np.int64(3), np.array(3)):
+        assert type(policy(number)) is float and policy(number) == policy(3.0)
 
 
 # Bad arguments.
@@ -209,12 +200,6 @@ def test_bad_argument_is_named_with_its_value(kind, good, name, value):
     assert str(error.value).startswith(f"{name} is {value!r}; it has to be ")
 
 
-def test_policies_are_frozen():
-    """A schedule that could change under the loop would not be the one that was plotted."""
-    with pytest.raises(AttributeError):
-        OneCycle(**ONE_CYCLE).lr_max = 2.0
-
-
 # The scheduler for a loop of one's own.
 
 
@@ -223,6 +208,8 @@ def test_scheduler_applies_the_policy_at_every_step(policy):
     """Three epochs of four steps; the group with the highest rate follows it, the other keeps its ratio."""
     first, second = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
     optimizer = torch.optim.SGD([{"params": [first], "lr": 8.0}, {"params": [second]}], lr=2.0)
+    with pytest.raises(InputError, match="steps_per_epoch is 0"):
+        policy.scheduler(optimizer, 0)
     scheduler = policy.scheduler(optimizer, steps_per_epoch=4)
     for step in range(12):
         assert [group["lr"] for group in optimizer.param_groups] == [policy(step / 4), policy(step / 4) / 4]
@@ -269,18 +256,6 @@ def test_scheduler_takes_over_from_an_earlier_one():
     assert rates == [policy(step / 4) for step in range(8)]
 
 
-def test_scheduler_rate_is_what_moves_the_weights():
-    weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
-    optimizer = torch.optim.SGD([weight], lr=7.0)
-    policy = OneCycle(3, 1, 0.25, 1.0)
-    scheduler = policy.scheduler(optimizer, steps_per_epoch=4)
-    for _ in range(12):
-        weight.grad = -torch.ones_like(weight)  # so that each step adds its rate
-        optimizer.step()
-        scheduler.step()
-    assert weight.item() == pytest.approx(sum(policy(step / 4) for step in range(12)))
-
-
 def test_step_decay():
     steps = StepDecay(24, 0.5)
     epochs, rates = [0, 11.9, 12, 17.9, 18, 24], [0.5, 0.5, 0.05, 0.05, 0.005, 0.005]
@@ -307,8 +282,3 @@ def test_step_decay_is_torchs_multi_step():
 def test_a_step_decay_that_cannot_be_is_refused(wrong):
     with pytest.raises(InputError, match=f"{next(iter(wrong))} is "):
         StepDecay(**{"epochs": 24, "lr": 0.5} | wrong)
-
-
-def test_scheduler_needs_a_step_in_an_epoch():
-    with pytest.raises(InputError, match="steps_per_epoch is 0"):
-        OneCycle(**ONE_CYCLE).scheduler(sgd(), 0)
