@@ -1,4 +1,6 @@
-"""Augmentation: both engines and a slow reference give the same pixels, and what is drawn is uniform."""
+"""Augmentation: both engines give the same pixels, and what is drawn is uniform."""
+
+import itertools
 
 import albumentations as A
 import numpy as np
@@ -70,23 +72,6 @@ def test_both_engines_make_the_same_pixels_of_the_same_draws(augment, height, wi
         assert {0, width - augment.cutout} <= set(draws.hole_left.tolist())
 
 
-def by_hand(augment: Augment, images: Images, index: torch.Tensor, draws: Draws) -> np.ndarray:
-    """The slow way: pad, cut out, turn round, fill; one image after the other, in double precision."""
-    out = []
-    for i, k in enumerate(index.tolist()):
-        image = (images.pixels[k].numpy() / 255 - images.mean) / images.std
-        height, width, _ = image.shape
-        around = (augment.padding, augment.padding)
-        image = np.pad(image, (around, around, (0, 0)), mode="reflect") if augment.padding else image
-        top, left = draws.top[i], draws.left[i]
-        image = image[top : top + height, left : left + width]
-        image = image[:, ::-1].copy() if draws.flip[i] else image.copy()
-        y, x = draws.hole_top[i], draws.hole_left[i]
-        image[y : y + augment.cutout, x : x + augment.cutout] = 0
-        out.append(image.transpose(2, 0, 1))
-    return np.stack(out)
-
-
 @st.composite
 def cases(draw) -> tuple[Augment, int, int]:
     height, width = draw(st.integers(4, 12)), draw(st.integers(4, 12))
@@ -94,29 +79,19 @@ def cases(draw) -> tuple[Augment, int, int]:
     return Augment(draw(st.integers(0, side - 1)), draw(st.booleans()), draw(st.integers(0, side - 1))), height, width
 
 
-@settings(deadline=None)  # a busy machine is no failure
-@given(cases(), st.integers(0, 2**32))
-def test_batch_equals_the_slow_way(case, seed):
-    """Any size, padding and hole that fit; images in any order, some of them twice."""
+@settings(deadline=None, max_examples=50)  # a busy machine is no failure
+@given(cases(), st.integers(0, 2**32 - 1))
+def test_they_do_so_for_any_size_padding_and_hole_that_fit(case, seed):
     augment, height, width = case
     augment.check(height, width)
-    images = noise(5, height, width)
-    draws = augment.draw(12, height, width, generator(seed))
-    index = torch.randint(5, (12,), generator=generator(seed))
-    np.testing.assert_allclose(
-        batch(augment, images, index, draws), by_hand(augment, images, index, draws), atol=1e-5, rtol=0
-    )
+    images, index = noise(5, height, width), torch.randint(5, (12,), generator=generator(seed))
+    expected, draws = through_albumentations(augment, images[index], seed)
+    torch.testing.assert_close(batch(augment, images, index, draws), expected, atol=1e-5, rtol=0)
 
 
 # Uniformity. Seeds are fixed: a threshold of 1e-4 is passed or failed once and for all.
 
 HEIGHT, WIDTH = 12, 14  # small, so that every pair of positions has enough draws
-
-
-def draws_of(engine: str) -> Draws:
-    if engine == "batch":
-        return Augment().draw(20_000, HEIGHT, WIDTH, generator(1))
-    return through_albumentations(Augment(), noise(1, HEIGHT, WIDTH)[[0] * 4000], seed=1)[1]
 
 
 def p_uniform(values: torch.Tensor, cells: int) -> float:
@@ -127,24 +102,15 @@ def p_uniform(values: torch.Tensor, cells: int) -> float:
 
 @pytest.mark.parametrize("engine", ["batch", "albumentations"])
 def test_draws_are_uniform_and_independent(engine):
-    draws = draws_of(engine)
+    if engine == "batch":
+        draws = Augment().draw(20_000, HEIGHT, WIDTH, generator(1))
+    else:
+        draws = through_albumentations(Augment(), noise(1, HEIGHT, WIDTH)[[0] * 4000], seed=1)[1]
     cells = {"top": 9, "left": 9, "flip": 2, "hole_top": HEIGHT - 8 + 1, "hole_left": WIDTH - 8 + 1}
     p = {name: p_uniform(getattr(draws, name), count) for name, count in cells.items()}
-    for first in cells:  # pairs too: uniform over all combinations only if neither knows of the other
-        for second in cells:
-            if first < second:
-                pair = getattr(draws, first) * cells[second] + getattr(draws, second)
-                p[first, second] = p_uniform(pair, cells[first] * cells[second])
+    for one, two in itertools.combinations(cells, 2):  # uniform over all pairs only if neither knows of the other
+        p[one, two] = p_uniform(getattr(draws, one) * cells[two] + getattr(draws, two), cells[one] * cells[two])
     assert min(p.values()) > 1e-4, p
-
-
-def test_images_of_one_colour_stay_finite():
-    """Their deviation is zero, which nothing may be divided by."""
-    data = np.full((4, 12, 12, 3), 77, dtype=np.uint8), np.zeros(4, int)
-    images, _ = from_arrays(data, data, ["a", "b"], "flat")
-    x = batch(Augment(), images, torch.arange(4), Augment().draw(4, 12, 12, generator()))
-    torch.testing.assert_close(x, torch.zeros(4, 3, 12, 12), atol=1e-5, rtol=0)
-    torch.testing.assert_close(through_albumentations(Augment(), images)[0], x, atol=1e-5, rtol=0)
 
 
 def test_values_that_do_not_fit_are_refused():

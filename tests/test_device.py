@@ -36,12 +36,6 @@ def test_what_cannot_be_used_is_refused():
         choose_precision(torch.device("cpu"), "fp16")
 
 
-def train(call: str, model, train, test):
-    return (
-        fit(model, train, test, OneCycle(3, 1, 0.01, 0.1), RECIPE) if call == "fit" else find_lr(model, train, RECIPE)
-    )
-
-
 @pytest.mark.parametrize("call", ["fit", "find_lr"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError])
 def test_a_kept_error_keeps_no_tensors_and_random_numbers_are_restored(error, call, tiny, cnn, monkeypatch):
@@ -60,7 +54,7 @@ def test_a_kept_error_keeps_no_tensors_and_random_numbers_are_restored(error, ca
     reseeded.clear()
     before = torch.get_rng_state()
     with pytest.raises(error) as kept:
-        train(call, model, *tiny)
+        fit(model, *tiny, OneCycle(3, 1, 0.01, 0.1), RECIPE) if call == "fit" else find_lr(model, tiny[0], RECIPE)
     assert kept.value.__traceback__ is not None
     assert [tensor() for tensor in seen] == [None] * 3
     assert torch.equal(before, torch.get_rng_state()) and reseeded == []

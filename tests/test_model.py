@@ -31,25 +31,17 @@ def small(**options) -> ResNet9:
     return model
 
 
-def test_parameters(full):
+def test_parameters_and_no_bias_but_batch_norms(full):
     assert sum(p.numel() for p in full.parameters()) == PARAMETERS
-
-
-def test_convolutions_and_linear_have_no_bias(full):
     layers = [module for module in full.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     assert len(layers) == 9
     assert all(layer.bias is None for layer in layers)
 
 
 def test_stages_give_the_shapes_of_the_assignment(full):
-    shapes = {}
-    hooks = [
-        stage.register_forward_hook(lambda _, inputs, output, name=name: shapes.update({name: tuple(output.shape)}))
-        for name, stage in full.named_children()
-    ]
-    full(torch.zeros(1, 3, 32, 32, device="meta"))
-    for hook in hooks:
-        hook.remove()
+    x, shapes = torch.zeros(1, 3, 32, 32, device="meta"), {}
+    for name, stage in full.named_children():
+        shapes[name] = tuple((x := stage(x)).shape)
     assert shapes == {
         "prep": (1, 64, 32, 32),
         "layer1": (1, 128, 16, 16),
@@ -57,19 +49,6 @@ def test_stages_give_the_shapes_of_the_assignment(full):
         "layer3": (1, 512, 4, 4),
         "head": (1, 10),
     }
-
-
-def kinds(module: nn.Module) -> list[str]:
-    return [type(leaf).__name__ for leaf in module.modules() if not any(leaf.children())]
-
-
-def test_layers_are_in_the_order_of_the_assignment(full):
-    plain, pooled = ["Conv2d", "BatchNorm2d", "ReLU"], ["Conv2d", "MaxPool2d", "BatchNorm2d", "ReLU"]
-    assert kinds(full.prep) == plain
-    assert kinds(full.layer2) == pooled
-    for stage in (full.layer1, full.layer3):
-        assert kinds(stage.down) == pooled
-        assert kinds(stage.residual) == plain + plain
 
 
 def test_forward_and_backward_cost(full):
@@ -112,13 +91,6 @@ def test_head_is_the_maximum_of_each_channel_times_the_matrix_times_the_scale(op
 @pytest.mark.parametrize("side", [8, 48])
 def test_other_sides(side):
     assert small(num_classes=7)(torch.zeros(2, 3, side, side)).shape == (2, 7)
-
-
-def test_every_parameter_gets_a_gradient():
-    """In training mode, with ReLUs that work in place."""
-    model = small().train()
-    model(torch.randn(4, 3, 32, 32)).square().sum().backward()
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
 
 
 @pytest.mark.parametrize(("name", "value"), [("num_classes", 1), ("num_classes", 0), ("width", 0), ("width", -8)])
@@ -164,21 +136,9 @@ def test_summary_leaves_the_model_and_the_random_numbers_as_they_were():
 
 
 def test_summary_of_a_model_of_ones_own():
-    class Own(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(3, 4, 5, stride=2)
-            self.out = nn.Linear(4, 2)
-
-        def forward(self, x):
-            return self.out(self.conv(x).mean((2, 3)))
-
-    text = summary(Own())
-    assert rows(text) == [
-        ["conv", "4", "x", "14", "x", "14", "304", "0.06"],  # 3 * 4 * 25 weights and 4 biases
-        ["out", "2", "10", "0.00"],
-    ]
-    assert text.splitlines()[-1].split() == ["total", "314", "0.06"]
+    own = nn.Sequential(nn.Conv2d(3, 4, 5, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    assert rows(summary(own))[0] == ["0", "4", "x", "14", "x", "14", "304", "0.06"]  # 3 * 4 * 25 weights, 4 biases
+    assert summary(own).splitlines()[-1].split() == ["total", "314", "0.06"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

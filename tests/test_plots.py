@@ -5,26 +5,16 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot
+from matplotlib.figure import Figure
 from PIL import Image
 
-from eva_utils import (
-    Augment,
-    ExpRange,
-    InputError,
-    OneCycle,
-    Recipe,
-    ResNet9,
-    StepDecay,
-    Triangular,
-    confusion,
-    fit,
-    gradcam,
-    plots,
-)
-from eva_utils.look import predictions
+import eva_utils as eva
+from eva_utils import InputError, OneCycle, Triangular, plots
+from eva_utils.look import Confusion, predictions
 from eva_utils.lr_curve import read_curve
 
 ZIGZAG, ONE_CYCLE = Triangular(0.01, 0.1, 4), OneCycle(24, 5, 0.01, 0.1)
+NAMES = ("ant", r"$\bee$", "5$ or 10$")  # neither is a formula, and the second would be none that can be drawn
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +25,18 @@ def curve():
 
 @pytest.fixture
 def run(tiny, cnn):
-    recipe = Recipe(augment=Augment(2, True, 4), batch_size=8, precision="fp32", device="cpu")
-    return fit(cnn(), *tiny, OneCycle(3, 1, 0.01, 0.1), recipe)
+    recipe = eva.Recipe(augment=eva.Augment(2, True, 4), batch_size=8, precision="fp32", device="cpu")
+    return eva.fit(cnn(), *tiny, OneCycle(3, 1, 0.01, 0.1), recipe)
+
+
+def images(side: int = 16):
+    data = np.random.default_rng(0).integers(0, 256, (6, side, side, 3), dtype=np.uint8), [0, 1, 2, 0, 1, 2]
+    return eva.from_arrays(data, data, NAMES)[0]
+
+
+def torchs(policy):
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.01)
+    return torch.optim.lr_scheduler.CyclicLR(optimizer, 0.01, policy.lr_max, step_size_up=40, cycle_momentum=False)
 
 
 def lines(figure) -> list:
@@ -44,8 +44,7 @@ def lines(figure) -> list:
 
 
 def words(figure) -> str:
-    texts = figure.findobj(matplotlib.text.Text)
-    return "\n".join(text.get_text() for text in texts).replace("\u00a0", " ")
+    return "\n".join(text.get_text() for text in figure.findobj(matplotlib.text.Text)).replace("\u00a0", " ")
 
 
 def shows(figure, values) -> bool:
@@ -53,33 +52,74 @@ def shows(figure, values) -> bool:
     return any(len(line.get_ydata()) == len(values) and np.allclose(line.get_ydata(), values) for line in lines(figure))
 
 
-def test_the_zigzag_is_the_policy():
+def follows(figure, policy) -> bool:
+    """Whether a line of many points is the policy."""
+    long = [line for line in lines(figure) if len(line.get_xdata()) > 100]
+    return any(np.allclose(line.get_ydata(), policy(np.asarray(line.get_xdata()))) for line in long)
+
+
+def test_every_figure_is_saved_in_a_sane_size_and_leaves_no_trace(curve, run, tmp_path, capsys):
+    """Also without pyplot's figures, in the caller's style, and whatever the classes are called."""
+    few, model = images(), eva.ResNet9(3, 4)
+    figures = {
+        "zigzag": lambda: plots.zigzag(ZIGZAG, annotate=True), "policies": lambda: plots.policies({"$": ZIGZAG}, 24),
+        "schedule": lambda: plots.schedule(ONE_CYCLE), "annihilation": lambda: plots.annihilation(ONE_CYCLE),
+        "parity": lambda: plots.parity({"CyclicLR": (ZIGZAG, torchs(ZIGZAG))}, 8, 10),
+        "lr_range": lambda: plots.lr_range(curve), "applied": lambda: plots.applied(run.steps, run.schedule),
+        "history": lambda: plots.history(run.history, about="$ noise"),
+        "compare": lambda: plots.compare({"$": [run.history], "other": [run.history]}),
+        "samples": lambda: plots.samples(few), "augmented": lambda: plots.augmented(few, eva.Augment(2, True, 4)),
+        "confusion": lambda: plots.confusion(eva.confusion(model, few)),
+        "misclassified": lambda: plots.misclassified(predictions(model, few)),
+        "gradcam": lambda: plots.gradcam(eva.gradcam(model, few)),
+    }  # fmt: skip
+    assert {*figures, "save", "save_all"} == set(plots.__all__)
+
+    def fails():
+        raise ValueError("no LaTeX\nhere")
+
+    style = dict(matplotlib.rcParams)
+    written = plots.save_all(tmp_path / "deeper", {"bad": fails} | figures)
+    assert capsys.readouterr().err == "figure bad: no LaTeX\n"
+    assert [path.stem for path in written] == list(figures)
+    assert dict(matplotlib.rcParams) == style and pyplot.get_fignums() == []
+    for file in written:
+        with Image.open(file) as picture:
+            assert 500 < picture.width < 2500 and 300 < picture.height < 2500, file.name
+        assert file.stat().st_size < 300_000
+    assert plots.zigzag(ZIGZAG)._repr_png_().startswith(b"\x89PNG")
+    with pytest.raises(InputError, match=r"\.png"):
+        plots.save(plots.zigzag(ZIGZAG), tmp_path / "zigzag.pdf")
+
+
+def test_axes_of_ones_own_are_drawn_into(curve):
+    own = Figure()
+    for ax, draw, what in zip(own.subplots(1, 3), (plots.zigzag, plots.schedule, plots.lr_range),
+                              (ZIGZAG, ONE_CYCLE, curve), strict=True):  # fmt: skip
+        assert draw(what, ax=ax, about="mine") is own and ax.lines
+    assert own.get_suptitle() == ""
+
+
+def test_policies_are_drawn_as_they_are():
     for annotate in (False, True):
         figure = plots.zigzag(ZIGZAG, 3, annotate=annotate)
-        curve = max(lines(figure), key=lambda line: len(line.get_xdata()))
-        np.testing.assert_allclose(curve.get_ydata(), ZIGZAG(np.asarray(curve.get_xdata())))
-        assert (curve.get_ydata().min(), curve.get_ydata().max()) == (0.01, 0.1)
-        assert ("LR_MAX" in words(figure)) == annotate
-
-
-def test_policies_and_schedules_are_drawn_as_they_are():
-    named = {"zigzag": ZIGZAG, "one-cycle": ONE_CYCLE, "shrinking": ExpRange(0.01, 0.1, 4, 0.9)}
+        assert follows(figure, ZIGZAG)
+        assert ("LR_MAX = 0.1" in words(figure)) == annotate
+    named = {"zigzag": ZIGZAG, "one-cycle": ONE_CYCLE, "shrinking": eva.ExpRange(0.01, 0.1, 4, 0.9)}
     figure = plots.policies(named, 24)
-    for policy in named.values():
-        assert any(np.allclose(line.get_ydata(), policy(np.asarray(line.get_xdata()))) for line in lines(figure))
-    assert all(title in words(figure) for title in named)
-    assert "LR_MAX = 0.1" in words(plots.schedule(ONE_CYCLE))
-    plots.schedule(StepDecay(24, 0.1))
-    plots.annihilation(ONE_CYCLE)
+    assert all(follows(figure, policy) and title in words(figure) for title, policy in named.items())
+    for policy in (ONE_CYCLE, eva.StepDecay(24, 0.1)):
+        assert follows(plots.schedule(policy), policy)
+    assert "LR_MAX = 0.1 at epoch 5" in words(plots.schedule(ONE_CYCLE))
+    assert follows(plots.annihilation(ONE_CYCLE), ONE_CYCLE)
     with pytest.raises(InputError, match="with an end"):
         plots.schedule(ZIGZAG)
 
 
-def test_parity_says_the_largest_difference():
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.01)
-    scheduler = torch.optim.lr_scheduler.CyclicLR(optimizer, 0.01, 0.1, step_size_up=40, cycle_momentum=False)
-    figure = plots.parity({"CyclicLR": (ZIGZAG, scheduler)}, 8, 10)
-    assert "CyclicLR" in words(figure) and "e-1" in words(figure)
+@pytest.mark.parametrize(("theirs", "least", "most"), [(ZIGZAG, 0, 1e-12), (Triangular(0.01, 0.2, 4), 0.099, 0.101)])
+def test_parity_says_the_largest_difference(theirs, least, most):
+    text = words(plots.parity({"CyclicLR": (ZIGZAG, torchs(theirs))}, 8, 10))
+    assert least <= float(text.split("CyclicLR: largest difference ")[1].split()[0]) <= most
 
 
 def test_the_range_test_marks_both_rates_and_says_why(curve):
@@ -88,80 +128,50 @@ def test_the_range_test_marks_both_rates_and_says_why(curve):
     for rate in (curve.lr_min, curve.lr_max, curve.curve.half()):
         assert any(np.isclose(x, rate) for x in marked)
     assert shows(figure, curve.curve.smooth) and shows(figure, curve.curve.loss)
-    text = words(figure)
-    assert f"LR_MIN = {curve.lr_min:.3g}" in text and f"LR_MAX = {curve.lr_max:.3g}" in text and "ln 10" in text
-    assert curve.reasons["lr_max"][:30] in text.replace("\n", " ")
+    text = words(figure).replace("\n", " ")
+    for key in ("lr_min", "lr_max"):
+        assert f"{key.upper()} = {getattr(curve, key):.3g}" in text and f"{key.upper()}: {curve.reasons[key]}" in text
+    assert "ln 10 = 2.30" in text
 
 
 def test_applied_works_the_plan_out_again(run):
     figure = plots.applied(run.steps, run.schedule)
     assert shows(figure, [row["applied"] for row in run.steps])
-    assert shows(figure, [run.schedule(i / 4) for i in range(12)])
+    assert shows(figure, [run.schedule(i / 4) for i in range(12)]) and "Largest difference: 0" in words(figure)
     wrong = [row | {"applied": row["applied"] + 0.01, "planned": row["applied"] + 0.01} for row in run.steps]
-    assert "0.01" in words(plots.applied(wrong, run.schedule))  # what training wrote down as planned is no witness
+    assert "difference: 0.01" in words(plots.applied(wrong, run.schedule))  # what training wrote down is no witness
 
 
 def test_history_and_compare_show_every_curve(run):
     figure = plots.history(run.history, about="noise, one run")
-    for key in ("train_loss", "test_loss_ema", "train_accuracy", "test_accuracy", "test_accuracy_ema"):
-        assert shows(figure, [row[key] for row in run.history]), key
-    assert "noise, one run" in words(figure) and "EMA" in words(figure)
+    for key in ("train_{}", "test_{}", "test_{}_ema"):
+        for what in ("loss", "accuracy"):
+            assert shows(figure, [row[key.format(what)] for row in run.history]), key
+    assert "noise, one run" in words(figure) and f"EMA {run.history[-1]['test_accuracy_ema']:.2f}" in words(figure)
     plots.history(run.history[:1])
     compared = plots.compare({"one-cycle": [run.history], "other": [run.history, run.history[:2]]})
-    assert shows(compared, [row["test_accuracy_ema"] for row in run.history])
+    for rows, key in ((run.history, "test_accuracy_ema"), (run.history[:2], "test_accuracy")):
+        assert shows(compared, [row[key] for row in rows])
 
 
-def test_confusion_has_the_counts(run, tiny):
-    found = confusion(run.ema, tiny[1])
-    text = words(plots.confusion(found)).split("\n")
-    for count in found.counts[found.counts > 0]:
-        assert str(count) in text
+def test_confusion_has_its_numbers_in_their_places():
+    figure = plots.confusion(Confusion(np.array([[7, 0, 1], [4, 5, 0], [0, 2, 6]]), NAMES))
+    places = {text.get_position()[::-1]: text.get_text() for text in figure.axes[0].texts}
+    cells = [places.get((i + 0.5, j + 0.5), "") for i in range(3) for j in range(3)]
+    assert cells == ["7", "", "1", "4", "5", "", "", "2", "6"]
+    assert "18 of 25 images right (72.00 %)" in words(figure) and rf"{NAMES[1]} taken for ant: 4" in words(figure)
 
 
-def test_pictures_of_images(run, tiny):
-    train, test = tiny
-    for figure in (plots.samples(train), plots.augmented(train, Augment(2, True, 4))):
-        assert any(ax.images for ax in figure.axes)
-    wrong = predictions(run.ema, test)
-    assert "1. predicted" in words(plots.misclassified(wrong)).replace("\u00a0", " ")
-    assert "none" in words(plots.misclassified(wrong[:0]))
-
-
-@pytest.mark.parametrize("side", [16, 32, 100])
-def test_gradcam_captions_are_truthful(side):
-    from eva_utils import from_arrays
-
-    pixels = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
-    data = pixels, [0, 1, 2]
-    images, _ = from_arrays(data, data, ("ant", "bee", "5$ or 10$"))
-    model = ResNet9(3, 4)
-    cams = gradcam(model, images)
-    text = words(plots.gradcam(cams))
-    for i in range(3):
-        true, predicted, _ = cams.predictions.caption(i)
-        assert f"predicted {predicted}" in text and f"true {true}" in text
-    assert "class bee" in words(plots.gradcam(gradcam(model, images, classes="bee")))
-    plots.gradcam(cams[:0])
-
-
-def test_saved_files_are_whole_pngs(tmp_path, capsys):
-    file = plots.save(plots.zigzag(ZIGZAG), tmp_path / "deeper" / "zigzag.png")
-    with Image.open(file) as picture:
-        assert picture.width > 800
-    with pytest.raises(InputError, match=r"\.png"):
-        plots.save(plots.zigzag(ZIGZAG), tmp_path / "zigzag.pdf")
-
-    def fails():
-        raise ValueError("no LaTeX\nhere")
-
-    written = plots.save_all(tmp_path, {"bad": fails, "good": lambda: plots.zigzag(ZIGZAG)})
-    assert [path.name for path in written] == ["good.png"]
-    assert capsys.readouterr().err == "figure bad: no LaTeX\n"
-
-
-def test_other_figures_are_left_alone(curve):
-    before = dict(matplotlib.rcParams)
-    figure = plots.lr_range(curve)
-    assert figure._repr_png_().startswith(b"\x89PNG")
-    assert dict(matplotlib.rcParams) == before
-    assert pyplot.get_fignums() == []
+@pytest.mark.parametrize("side", [16, 100])
+def test_captions_are_truthful(side):
+    few, model = images(side), eva.ResNet9(3, 4)
+    found = predictions(model, few)
+    cams, others = eva.gradcam(model, few), eva.gradcam(model, few, classes=[(int(i) + 1) % 3 for i in found.predicted])
+    for figure, explained in ((plots.misclassified(found), 0), (plots.gradcam(cams), 0), (plots.gradcam(others), 1)):
+        for i in range(6):
+            true, predicted, share = found.caption(i)
+            caption = f"predicted {predicted} ({100 * share:.0f} %) true {true}"
+            k = int(others.explained[i])
+            first = f"class {NAMES[k]} ({100 * float(found.probabilities[i, k]):.0f} %) "
+            assert f"{i + 1}. {first if explained else ''}{caption}" in words(figure).replace("\n", " ")
+    assert "none" in words(plots.misclassified(found[:0])) and "none" in words(plots.gradcam(cams[:0]))

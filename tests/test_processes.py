@@ -1,7 +1,7 @@
 """Signals wait for the end of a step, where that is asked for, and the caller's handlers come back."""
 
 import signal
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -32,13 +32,9 @@ def test_a_signal_waits_for_the_next_step_and_a_second_does_not(signum):
 
 
 def test_another_thread_leaves_the_handlers_alone():
-    seen, before = [], signal.getsignal(signal.SIGINT)
-
-    def work():
+    def handler():
         with stoppable(between_steps=True):
-            seen.append(signal.getsignal(signal.SIGINT))
+            return signal.getsignal(signal.SIGINT)
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [before]
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(handler).result() is signal.getsignal(signal.SIGINT)

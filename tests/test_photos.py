@@ -1,0 +1,219 @@
+"""Folders of photographs: what is read, how it is split and made one size, and what is refused."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eva_utils import InputError, image_folder
+from eva_utils import photos as photos_module
+from eva_utils.photos import photo
+
+HEIGHT, WIDTH = 5, 7
+
+
+def random_pixels(seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    return np.random.default_rng(seed).integers(256, size=(height, width, 3), dtype=np.uint8)
+
+
+def put(root: Path, name: str, content=None, **options) -> None:
+    """Bytes or an image as the file ``name`` in ``root``; without either, a folder."""
+    file = root / name
+    (file if content is None else file.parent).mkdir(parents=True, exist_ok=True)
+    if content is not None:
+        content.save(file, **options) if isinstance(content, Image.Image) else file.write_bytes(content)
+
+
+RGB = Image.fromarray(random_pixels())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A good folder: two classes, each with two images for training and one for the test."""
+    for i, name in enumerate(["train/bee/0", "train/bee/1", "train/ant/0", "train/ant/1", "test/ant/0", "test/bee/0"]):
+        put(tmp_path, f"mes données/{name} (ü).png", Image.fromarray(random_pixels(i)))
+    return tmp_path / "mes données"
+
+
+def test_folder_gives_pixels_labels_and_sorted_classes(folder):
+    train, test = image_folder(folder)
+    assert train.classes == test.classes == ("ant", "bee") and train.name == "mes données"
+    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 0, 1, 1], [0, 1])
+    np.testing.assert_array_equal(train.pixels, [random_pixels(i) for i in (2, 3, 0, 1)])
+    np.testing.assert_array_equal(test.pixels, [random_pixels(i) for i in (4, 5)])
+
+
+def image_of_mode(mode: str) -> tuple[Image.Image, np.ndarray]:
+    """An image and the RGB pixels that are right for it."""
+    rgb = random_pixels()
+    grey, alpha = rgb[..., 0], rgb[..., 1]
+    as_grey = np.stack([grey] * 3, axis=2)
+    cmyk = RGB.convert("CMYK")  # without any black, so this is 255 - CMY
+    colours, palette = np.random.default_rng(1).integers(256, size=(256, 3), dtype=np.uint8), Image.fromarray(grey)
+    palette.putpalette(colours.tobytes())
+    return {
+        "RGB": (RGB, rgb), "L": (Image.fromarray(grey), as_grey), "LA": (Image.fromarray(rgb[..., :2].copy()), as_grey),
+        "1": (Image.fromarray(grey > 127), np.where(as_grey > 127, 255, 0)), "P": (palette, colours[grey]),
+        "RGBA": (Image.fromarray(np.dstack([rgb, alpha])), rgb),  # the colour counts even where it is transparent
+        "CMYK": (cmyk, 255 - np.asarray(cmyk)[..., :3]),
+    }[mode]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "RGB.png",
+        "RGB.BMP",
+        "RGB.ppm",
+        "RGBA.png",
+        "L.png",
+        "L.pgm",
+        "LA.png",
+        "1.png",
+        "P.png",
+        "P.gif",
+        "CMYK.tif",
+        "P.transparent.png",
+    ],
+)
+def test_any_mode_becomes_rgb(name, tmp_path):
+    image, expected = image_of_mode(name.split(".")[0])
+    assert image.mode == name.split(".")[0]
+    # An opacity for each colour of the palette: what pngquant and many web pages write.
+    put(tmp_path, name, image, **{"transparency": bytes(range(256))} if "transparent" in name else {})
+    np.testing.assert_array_equal(photo(tmp_path / name), expected)
+
+
+def test_a_photo_is_turned_as_its_exif_says_and_of_an_animation_the_first_frame_counts(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held on its side: turn it clockwise by a quarter
+    put(tmp_path, "turned.png", RGB, exif=exif)
+    np.testing.assert_array_equal(photo(tmp_path / "turned.png"), np.rot90(random_pixels(), -1))
+    red, blue = (Image.new("RGB", (WIDTH, HEIGHT), colour) for colour in ("red", "blue"))
+    put(tmp_path, "moving.gif", red, save_all=True, append_images=[blue])
+    np.testing.assert_array_equal(photo(tmp_path / "moving.gif"), np.asarray(red))
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 192), (192, 64), (32, 96)])
+def test_a_size_takes_the_square_in_the_middle(tmp_path, height, width):
+    """Three parts, red, green and blue, of which the middle one is the square."""
+    thirds = np.repeat(np.eye(3, dtype=np.uint8) * 255, max(height, width) // 3, axis=0)
+    bands = np.broadcast_to(thirds if width > height else thirds[:, None], (height, width, 3))
+    put(tmp_path, "bands.png", Image.fromarray(bands.copy()))
+    square = photo(tmp_path / "bands.png", 64)
+    assert square.shape == (64, 64, 3) and (square[8:-8, 8:-8] == (0, 255, 0)).all()
+
+
+def test_other_files_hidden_ones_and_links_in_circles_are_passed_over(folder, capsys):
+    for name in ("ant/Thumbs.db", "ant/a.txt", "ant/b.txt", "ant/0.png.bak", "ant/no_suffix", "README.md"):
+        put(folder, f"train/{name}", b"not an image")
+    put(folder, "train/ant/.DS_Store", b"of no interest")
+    put(folder, "train/ant/folder.png")
+    put(folder, "train/.ipynb_checkpoints")
+    (folder / "train/ant/itself.png").symlink_to("itself.png")
+    (folder / "train/round").symlink_to("round")
+    train, _ = image_folder(folder)
+    assert train.classes == ("ant", "bee") and len(train) == 4
+    said = capsys.readouterr().out
+    assert all(count in said for count in ("passed over", "1 .db", "2 .txt", "1 .bak", "1 no_suffix", "2 .png"))
+    assert "DS_Store" not in said
+
+
+# What is done to a good folder, and what the error has to name.
+SPOILT = {
+    "not there": (shutil.rmtree, ["it has to be"]),
+    "no classes": (lambda f: [shutil.rmtree(f / "test" / c) for c in ("ant", "bee")], ["test", "no class folders"]),
+    "class only in train": (lambda f: put(f, "train/wasp/0.png", RGB), ["'wasp'", "missing", "test"]),
+    "class only in test": (lambda f: put(f, "test/wasp/0.png", RGB), ["'wasp'", "missing", "train"]),
+    "class without files": (lambda f: put(f, "train/wasp"), ["wasp", "no images"]),
+    "class without images": (lambda f: put(f, "train/wasp/notes.txt", b"text"), ["wasp", "no images"]),
+    "one class": (lambda f: [shutil.rmtree(f / s / "bee") for s in ("train", "test")], ["only the class 'ant'"]),
+    "garbage": (lambda f: put(f, "train/ant/garbage.png", b"\x89PNG garbage"), ["garbage.png", "cannot be read"]),
+    "empty file": (lambda f: put(f, "train/ant/empty.png", b""), ["empty.png", "cannot be read"]),
+    "16 bits": (
+        lambda f: put(f, "train/ant/deep.png", Image.fromarray(np.full((HEIGHT, WIDTH), 40_000, np.uint16))),
+        ["deep.png", "more than 8 bits"],
+    ),
+    "other size": (
+        lambda f: put(f, "test/bee/wide.png", Image.fromarray(random_pixels(0, 3, 9))),
+        ["wide.png", "9 x 3", f"{WIDTH} x {HEIGHT}", "--size 64"],
+    ),
+    "cut short": (
+        lambda f: [
+            put(f, "test/ant/cut.bmp", RGB),
+            put(f, "test/ant/cut.bmp", (f / "test/ant/cut.bmp").read_bytes()[:99]),
+        ],
+        ["cut.bmp", "cannot be read"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_a_bad_folder_is_refused_and_the_culprit_named(what, folder):
+    spoil, words = SPOILT[what]
+    spoil(folder)
+    with pytest.raises(InputError) as caught:
+        image_folder(folder)
+    assert all(word in str(caught.value) for word in [folder.name, *words]), caught.value
+
+
+def test_a_file_instead_of_a_folder_is_refused(tmp_path):
+    put(tmp_path, "images.zip", b"")
+    with pytest.raises(InputError, match=re.escape(repr(str(tmp_path / "images.zip")))):
+        image_folder(tmp_path / "images.zip")
+
+
+# Photos as they come
+
+
+def photos(root: Path, *splits: str, n: int = 5) -> Path:
+    """Three classes, each with ``n`` photos of three sizes, some turned by EXIF."""
+    exif = Image.Exif()
+    for split in splits or ("",):
+        for i, name in enumerate(["ant", "bee", "cat"] * n):
+            exif[0x0112] = 6 if i % 2 else 1
+            image = Image.fromarray(random_pixels(i, *[(48, 64), (64, 48), (90, 70)][i // 3 % 3]))
+            put(root, f"{split}/{name}/{i}{('.jpg', '.jfif')[i % 2]}".lstrip("/"), image, format="JPEG", exif=exif)
+    return root
+
+
+@pytest.mark.parametrize("splits", [("train", "test"), ("train", "val"), ("Train", "valid"), ("train", "validation")])
+def test_photos_of_any_size_become_squares(splits, tmp_path, capsys):
+    root = photos(tmp_path / "photos", *splits)
+    train, test = image_folder(root, size=64)
+    assert train.pixels.shape == test.pixels.shape == (15, 64, 64, 3)
+    assert "ant 5 + 5, bee 5 + 5, cat 5 + 5 (train + test)" in capsys.readouterr().out
+    with pytest.raises(InputError, match="--size 64"):
+        image_folder(root)
+
+
+@pytest.mark.parametrize("inside", [".", "photos", "train"])
+def test_without_a_split_a_fifth_of_each_class_is_kept_for_the_test(inside, tmp_path, capsys):
+    photos(tmp_path / "photos" / inside, n=10)
+    (train, test), again = (image_folder(tmp_path / "photos", size=16) for _ in range(2))
+    assert np.bincount(train.labels).tolist() == [8] * 3 and np.bincount(test.labels).tolist() == [2] * 3
+    assert "there is no test/, so a fifth of each class was kept" in capsys.readouterr().out
+    assert torch.equal(again[0].pixels, train.pixels) and torch.equal(again[1].pixels, test.pixels)
+    assert len({image.numpy().tobytes() for split in (train, test) for image in split.pixels}) == 30
+
+
+def test_a_folder_within_the_folder_is_found(tmp_path):
+    photos(tmp_path / "photos" / "photos", "train", "test")
+    assert len(image_folder(tmp_path / "photos", size=16)[0]) == 15
+
+
+def test_uneven_classes_and_too_large_data_are_said(tmp_path, capsys, monkeypatch):
+    root = photos(tmp_path / "photos", "train", "test", n=6)
+    image_folder(root, size=16)
+    assert "are uneven" not in capsys.readouterr().out
+    for file in sorted((root / "train" / "cat").iterdir())[1:]:
+        file.unlink()
+    image_folder(root, size=16)
+    assert "are uneven" in capsys.readouterr().out
+    monkeypatch.setattr(photos_module.os, "sysconf", lambda name: 100)
+    with pytest.raises(InputError, match=r"13 images of 64 x 64 pixels take .* GB, .*--size 64"):
+        image_folder(root, size=64)
