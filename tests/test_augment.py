@@ -37,8 +37,7 @@ def through_albumentations(augment: Augment, images: Images, seed: int = 0) -> t
     """The images through ``augment``'s pipeline, one by one, and what albumentations drew for them."""
     _, height, width, _ = images.pixels.shape
     pipeline = augment.albumentations(images.mean, images.std, height, width)
-    # The same steps, but telling what they drew.
-    pipeline = A.Compose(pipeline.transforms, save_applied_params=True)
+    pipeline = A.Compose(pipeline.transforms, save_applied_params=True)  # the same, but telling what it drew
     pipeline.set_random_seed(seed)
     out, draws = [], []
     for image in images.pixels.numpy():

@@ -74,13 +74,11 @@ def test_every_image_comes_once_with_its_label(engine, n, batch_size, sizes):
     orders = []
     for epoch in (0, 1):
         found = [(numbers(x), y.tolist()) for x, y in batches.epoch(epoch)]
-        assert [len(y) for _, y in found] == sizes
-        assert len(batches) == len(sizes)
+        assert [len(y) for _, y in found] == sizes and len(batches) == len(sizes)
         assert all(x == y for x, y in found)
         orders.append([label for _, y in found for label in y])
         assert sorted(orders[-1]) == list(range(n))
-    assert orders[0] != orders[1]
-    assert orders[0] != sorted(orders[0])
+    assert orders[0] != orders[1] and orders[0] != sorted(orders[0])
 
 
 @every_engine
@@ -104,16 +102,6 @@ def test_epoch_is_a_function_of_seed_and_number(engine):
     other = whole(new(6), 0)
     assert not torch.equal(other[1], first[1]), "another seed"
     assert not torch.equal(other[1], second[1]), "5 + 1 is not 6 + 0"
-
-
-@every_engine
-def test_no_augmentation_is_repeated(engine):
-    """64 copies of one image in 8 batches. With 9 * 9 * 2 * 25 * 25 versions, more than one pair is no chance."""
-    images = make(noise(1, 32).pixels.numpy().repeat(64, axis=0))
-    batches = [x for x, _ in loader(images, Augment(), 8, **engine).epoch(0)]
-    for i, first in enumerate(batches):  # workers with the same random numbers would repeat whole batches
-        assert not any(torch.equal(first, second) for second in batches[:i])
-    assert len({image.numpy().tobytes() for x in batches for image in x}) >= 63
 
 
 @every_engine
@@ -174,13 +162,10 @@ def test_a_pipeline_that_gives_what_is_not_evaluated_on_is_refused(steps, messag
         loader(noise(4), A.Compose(steps), 2)
 
 
-def test_rounded_statistics_another_size_and_one_number_for_grey_will_do():
+def test_rounded_statistics_and_another_size_will_do():
     mean, std = ([round(value + 0.003, 3) for value in values] for values in (MEAN, STD))
     own = A.Compose([A.RandomCrop(8, 8), A.Sequential([A.Normalize(mean, std)], p=1), ToTensorV2()])
     assert whole(loader(noise(4), own, 2, workers=0), 0)[0].shape == (4, 3, 8, 8)
-    grey = dataclasses.replace(noise(4), mean=(0.4,) * 3, std=(0.25,) * 3)
-    for mean, std in ((0.4, 0.25), ((0.4,), (0.25,))):
-        loader(grey, A.Compose([A.Normalize(mean, std), ToTensorV2()]), 2)
 
 
 class Speckle(A.ImageOnlyTransform):
@@ -201,10 +186,8 @@ def test_global_random_numbers_in_a_worker_are_those_of_seed_epoch_and_rank():
 
 def test_seeds_are_distinct_and_of_63_bits():
     """Also where adding the numbers up would collide: (0, 1) and (1, 0); and for one number more or less."""
-    seeds = [seed_for(*n) for k in (1, 2, 3) for n in itertools.product((*range(10), 2**32), repeat=k)]
-    assert len(set(seeds)) == 11 + 11**2 + 11**3
-    assert all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds)
-    assert max(seeds) > 2**60  # and they use them
+    seeds = {seed_for(*n) for k in (1, 2, 3) for n in itertools.product((*range(10), 2**32), repeat=k)}
+    assert len(seeds) == 11 + 11**2 + 11**3 and 2**60 < max(seeds) < 2**63 and min(seeds) >= 0
 
 
 def test_a_worker_that_dies_is_told_in_words():
@@ -220,9 +203,6 @@ def test_a_worker_that_dies_is_told_in_words():
     batches = loader(noise(8), own, 4, workers=1)
     with pytest.raises(RunError, match="a worker process died"):
         list(batches.epoch(0))
-
-
-# Data that have no room on the device
 
 
 def roomy(monkeypatch, nbytes: int) -> None:
@@ -254,14 +234,6 @@ def test_how_many_batches_are_prepared_at_once_changes_nothing(tiny, monkeypatch
     assert same(found[0], found[1]) and same(found[0], found[2])
 
 
-# Batches in order, and somebody else's
-
-
-def test_plain_batches_come_in_order():
-    found = [(numbers(x), y.tolist()) for x, y in plain_batches(numbered(7), 3, "cpu")]
-    assert found == [([0, 1, 2], [0, 1, 2]), ([3, 4, 5], [3, 4, 5]), ([6], [6])]
-
-
 def test_any_data_loader_will_do():
     x, y = torch.rand(10, 3, 8, 8), torch.arange(10)
     batches = loader(DataLoader(TensorDataset(x, y), batch_size=4))
@@ -271,13 +243,10 @@ def test_any_data_loader_will_do():
     assert len(loader([(x, y)])) == 1
 
 
-def test_what_are_no_batches_is_refused_with_the_cure():
+def test_what_are_no_batches_of_two_tensors_is_refused_with_the_cure():
     for data in (TensorDataset(torch.rand(2, 1)), torch.rand(3), "photos", 7, iter([])):
         with pytest.raises(InputError, match=f"the data are a {type(data).__name__};.*from_arrays"):
             loader(data)
-
-
-def test_a_batch_is_two_tensors():
     for batch in (torch.rand(2), (torch.rand(2),), {"x": 1}):
         with pytest.raises(InputError, match="two tensors"):
             next(loader([batch]).epoch(0))

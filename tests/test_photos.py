@@ -1,6 +1,5 @@
 """Folders of photographs: what is read, how it is split and made one size, and what is refused."""
 
-import re
 import shutil
 from pathlib import Path
 
@@ -28,7 +27,8 @@ def put(root: Path, name: str, content=None, **options) -> None:
         content.save(file, **options) if isinstance(content, Image.Image) else file.write_bytes(content)
 
 
-RGB = Image.fromarray(random_pixels())
+RGB, WIDE = Image.fromarray(random_pixels()), Image.fromarray(random_pixels(0, 3, 9))
+DEEP = Image.fromarray(np.full((HEIGHT, WIDTH), 40_000, np.uint16))
 
 
 @pytest.fixture
@@ -63,23 +63,10 @@ def image_of_mode(mode: str) -> tuple[Image.Image, np.ndarray]:
     }[mode]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "RGB.png",
-        "RGB.BMP",
-        "RGB.ppm",
-        "RGBA.png",
-        "L.png",
-        "L.pgm",
-        "LA.png",
-        "1.png",
-        "P.png",
-        "P.gif",
-        "CMYK.tif",
-        "P.transparent.png",
-    ],
-)
+@pytest.mark.parametrize("name", [
+    "RGB.png", "RGB.BMP", "RGB.ppm", "RGBA.png", "L.png", "L.pgm", "LA.png", "1.png", "P.png", "P.gif", "CMYK.tif",
+    "P.transparent.png",
+])  # fmt: skip
 def test_any_mode_becomes_rgb(name, tmp_path):
     image, expected = image_of_mode(name.split(".")[0])
     assert image.mode == name.split(".")[0]
@@ -134,21 +121,10 @@ SPOILT = {
     "one class": (lambda f: [shutil.rmtree(f / s / "bee") for s in ("train", "test")], ["only the class 'ant'"]),
     "garbage": (lambda f: put(f, "train/ant/garbage.png", b"\x89PNG garbage"), ["garbage.png", "cannot be read"]),
     "empty file": (lambda f: put(f, "train/ant/empty.png", b""), ["empty.png", "cannot be read"]),
-    "16 bits": (
-        lambda f: put(f, "train/ant/deep.png", Image.fromarray(np.full((HEIGHT, WIDTH), 40_000, np.uint16))),
-        ["deep.png", "more than 8 bits"],
-    ),
-    "other size": (
-        lambda f: put(f, "test/bee/wide.png", Image.fromarray(random_pixels(0, 3, 9))),
-        ["wide.png", "9 x 3", f"{WIDTH} x {HEIGHT}", "--size 64"],
-    ),
-    "cut short": (
-        lambda f: [
-            put(f, "test/ant/cut.bmp", RGB),
-            put(f, "test/ant/cut.bmp", (f / "test/ant/cut.bmp").read_bytes()[:99]),
-        ],
-        ["cut.bmp", "cannot be read"],
-    ),
+    "cut short": (lambda f: put(f, "test/ant/cut.ppm", b"P6 7 5 255 too little"), ["cut.ppm", "cannot be read"]),
+    "16 bits": (lambda f: put(f, "train/ant/deep.png", DEEP), ["deep.png", "more than 8 bits"]),
+    "other size": (lambda f: put(f, "test/bee/wide.png", WIDE), ["wide.png", "9 x 3", "7 x 5", "--size 64"]),
+    "a file": (lambda f: [shutil.rmtree(f), f.write_bytes(b"zip")], ["it has to be"]),
 }  # fmt: skip
 
 
@@ -159,12 +135,6 @@ def test_a_bad_folder_is_refused_and_the_culprit_named(what, folder):
     with pytest.raises(InputError) as caught:
         image_folder(folder)
     assert all(word in str(caught.value) for word in [folder.name, *words]), caught.value
-
-
-def test_a_file_instead_of_a_folder_is_refused(tmp_path):
-    put(tmp_path, "images.zip", b"")
-    with pytest.raises(InputError, match=re.escape(repr(str(tmp_path / "images.zip")))):
-        image_folder(tmp_path / "images.zip")
 
 
 # Photos as they come
@@ -181,7 +151,9 @@ def photos(root: Path, *splits: str, n: int = 5) -> Path:
     return root
 
 
-@pytest.mark.parametrize("splits", [("train", "test"), ("train", "val"), ("Train", "valid"), ("train", "validation")])
+@pytest.mark.parametrize("splits", [
+    ("train", "test"), ("train", "val"), ("Train", "valid"), ("train", "validation"), ("inside/train", "inside/test"),
+])  # fmt: skip
 def test_photos_of_any_size_become_squares(splits, tmp_path, capsys):
     root = photos(tmp_path / "photos", *splits)
     train, test = image_folder(root, size=64)
@@ -199,11 +171,6 @@ def test_without_a_split_a_fifth_of_each_class_is_kept_for_the_test(inside, tmp_
     assert "there is no test/, so a fifth of each class was kept" in capsys.readouterr().out
     assert torch.equal(again[0].pixels, train.pixels) and torch.equal(again[1].pixels, test.pixels)
     assert len({image.numpy().tobytes() for split in (train, test) for image in split.pixels}) == 30
-
-
-def test_a_folder_within_the_folder_is_found(tmp_path):
-    photos(tmp_path / "photos" / "photos", "train", "test")
-    assert len(image_folder(tmp_path / "photos", size=16)[0]) == 15
 
 
 def test_uneven_classes_and_too_large_data_are_said(tmp_path, capsys, monkeypatch):

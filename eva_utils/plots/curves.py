@@ -178,7 +178,7 @@ def history(rows: list[dict]) -> Figure:
         epoch_axis(ax, 1.01 * epoch[-1])
         up, last = what == "loss", curves[:, -1]
         low = min(0, curves.min()) if up else max(0, min(70, 5 * (last.min() // 5) - 15))
-        high = min(ax.get_ylim()[1], 2 * max(curves[0].max(), *last) if up else np.inf)
+        high = min(ax.get_ylim()[1], 2 * max(curves[0].max(), *last) if up else 100.5)
         ax.set(title=f"{what.capitalize()} ({unit})", ylim=(low, high))
         worst = curves.max(0) if up else curves.min(0)
         off, k = (worst < low) | (worst > high), int(worst.argmax() if up else worst.argmin())
