@@ -6,15 +6,35 @@ from pathlib import Path
 from setuptools import setup
 
 HERE = Path(__file__).parent
+README = (HERE / "README.md").read_text(encoding="utf8")
+REPOSITORY = re.search(r"https://github\.com/[\w.-]+/[\w.-]+", README)[0]
 VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "eva_utils/__init__.py").read_text(encoding="utf8"), re.M)[1]
+
+
+def absolute(link: re.Match) -> str:
+    """A relative link as the package page needs it: with the repository's address."""
+    return f"]({REPOSITORY}/{'raw' if link[1].endswith('.png') else 'blob'}/main/{link[1]})"
+
 
 setup(
     name="eva_utils",
     version=VERSION,
     description="See super-convergence for yourself: CIFAR-10 in 24 epochs of a one-cycle policy",
-    long_description=(HERE / "README.md").read_text(encoding="utf8"),
+    long_description=re.sub(r"\]\((?!https?:|#)([^)]+)\)", absolute, README),
     long_description_content_type="text/markdown",
     license="MIT",
+    url=REPOSITORY,
+    project_urls={"Documentation": f"{REPOSITORY}/tree/main/docs", "Issues": f"{REPOSITORY}/issues"},
+    keywords="super-convergence, learning rate, range test, one-cycle, CIFAR-10, Grad-CAM",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Education",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     python_requires=">=3.11",
     packages=["eva_utils", "eva_utils.plots"],
     install_requires=[
