@@ -58,6 +58,8 @@ setup(
             "hypothesis>=6.100",
             "ruff>=0.9",
             "nbclient>=0.10",
+            "onnx",
+            "onnxscript",
             "ipykernel>=6.29",
             "packaging",
             "scipy",
