@@ -29,8 +29,8 @@ def run(tiny, cnn):
     return eva.fit(cnn(), *tiny, OneCycle(3, 1, 0.01, 0.1), recipe)
 
 
-def images(side: int = 16):
-    data = np.random.default_rng(0).integers(0, 256, (6, side, side, 3), dtype=np.uint8), [0, 1, 2, 0, 1, 2]
+def images():
+    data = np.random.default_rng(0).integers(0, 256, (6, 16, 24, 3), dtype=np.uint8), [0, 1, 2, 0, 1, 2]
     return eva.from_arrays(data, data, NAMES)[0]
 
 
@@ -48,12 +48,10 @@ def words(figure) -> str:
 
 
 def shows(figure, values) -> bool:
-    """Whether a line of the figure has these values."""
     return any(len(line.get_ydata()) == len(values) and np.allclose(line.get_ydata(), values) for line in lines(figure))
 
 
 def follows(figure, policy) -> bool:
-    """Whether a line of many points is the policy."""
     long = [line for line in lines(figure) if len(line.get_xdata()) > 100]
     return any(np.allclose(line.get_ydata(), policy(np.asarray(line.get_xdata()))) for line in long)
 
@@ -74,18 +72,14 @@ def test_every_figure_is_saved_in_a_sane_size_and_leaves_no_trace(curve, run, tm
         "gradcam": lambda: plots.gradcam(eva.gradcam(model, few)),
     }  # fmt: skip
     assert {*figures, "save", "save_all"} == set(plots.__all__)
-
-    def fails():
-        raise ValueError("no LaTeX\nhere")
-
     style = dict(matplotlib.rcParams)
-    written = plots.save_all(tmp_path / "deeper", {"bad": fails} | figures)
-    assert capsys.readouterr().err == "figure bad: no LaTeX\n"
+    written = plots.save_all(tmp_path / "deeper", {"bad": lambda: [][0]} | figures)
+    assert capsys.readouterr().err == "figure bad: list index out of range\n"
     assert [path.stem for path in written] == list(figures)
     assert dict(matplotlib.rcParams) == style and pyplot.get_fignums() == []
     for file in written:
         with Image.open(file) as picture:
-            assert 500 < picture.width < 2500 and 300 < picture.height < 2500, file.name
+            assert 500 < picture.width < 2500 and 200 < picture.height < 2500, file.name
         assert file.stat().st_size < 300_000
     assert plots.zigzag(ZIGZAG)._repr_png_().startswith(b"\x89PNG")
     with pytest.raises(InputError, match=r"\.png"):
@@ -93,11 +87,9 @@ def test_every_figure_is_saved_in_a_sane_size_and_leaves_no_trace(curve, run, tm
 
 
 def test_axes_of_ones_own_are_drawn_into(curve):
-    own = Figure()
-    for ax, draw, what in zip(own.subplots(1, 3), (plots.zigzag, plots.schedule, plots.lr_range),
-                              (ZIGZAG, ONE_CYCLE, curve), strict=True):  # fmt: skip
+    own, drawn = Figure(), ((plots.zigzag, ZIGZAG), (plots.schedule, ONE_CYCLE), (plots.lr_range, curve))
+    for ax, (draw, what) in zip(own.subplots(1, 3), drawn, strict=True):
         assert draw(what, ax=ax, about="mine") is own and ax.lines
-    assert own.get_suptitle() == ""
 
 
 def test_policies_are_drawn_as_they_are():
@@ -116,10 +108,10 @@ def test_policies_are_drawn_as_they_are():
         plots.schedule(ZIGZAG)
 
 
-@pytest.mark.parametrize(("theirs", "least", "most"), [(ZIGZAG, 0, 1e-12), (Triangular(0.01, 0.2, 4), 0.099, 0.101)])
-def test_parity_says_the_largest_difference(theirs, least, most):
-    text = words(plots.parity({"CyclicLR": (ZIGZAG, torchs(theirs))}, 8, 10))
-    assert least <= float(text.split("CyclicLR: largest difference ")[1].split()[0]) <= most
+def test_parity_says_the_largest_difference():
+    for theirs, least, most in ((ZIGZAG, 0, 1e-12), (Triangular(0.01, 0.2, 4), 0.099, 0.101)):
+        text = words(plots.parity({"CyclicLR": (ZIGZAG, torchs(theirs))}, 8, 10))
+        assert least <= float(text.split("CyclicLR: largest difference ")[1].split()[0]) <= most
 
 
 def test_the_range_test_marks_both_rates_and_says_why(curve):
@@ -137,17 +129,19 @@ def test_the_range_test_marks_both_rates_and_says_why(curve):
 def test_applied_works_the_plan_out_again(run):
     figure = plots.applied(run.steps, run.schedule)
     assert shows(figure, [row["applied"] for row in run.steps])
-    assert shows(figure, [run.schedule(i / 4) for i in range(12)]) and "Largest difference: 0" in words(figure)
+    assert shows(figure, [run.schedule(i / 4) for i in range(12)]) and "largest difference 0" in words(figure)
     wrong = [row | {"applied": row["applied"] + 0.01, "planned": row["applied"] + 0.01} for row in run.steps]
-    assert "difference: 0.01" in words(plots.applied(wrong, run.schedule))  # what training wrote down is no witness
+    assert "difference 0.01" in words(plots.applied(wrong, run.schedule))  # what training wrote down is no witness
 
 
 def test_history_and_compare_show_every_curve(run):
     figure = plots.history(run.history, about="noise, one run")
-    for key in ("train_{}", "test_{}", "test_{}_ema"):
-        for what in ("loss", "accuracy"):
-            assert shows(figure, [row[key.format(what)] for row in run.history]), key
-    assert "noise, one run" in words(figure) and f"EMA {run.history[-1]['test_accuracy_ema']:.2f}" in words(figure)
+    for what, far in (("loss", "highest 99"), ("accuracy", "lowest 1")):
+        for key in (f"train_{what}", f"test_{what}", f"test_{what}_ema"):
+            assert shows(figure, [row[key] for row in run.history]), key
+        off = [run.history[0] | {f"test_{what}": float(far.split()[1])}, *run.history[1:]]
+        assert far in words(plots.history(off))  # said where the axis does not reach it
+    assert "noise, one run" in words(figure) and f"{run.history[-1]['test_accuracy_ema']:.2f} EMA" in words(figure)
     plots.history(run.history[:1])
     compared = plots.compare({"one-cycle": [run.history], "other": [run.history, run.history[:2]]})
     for rows, key in ((run.history, "test_accuracy_ema"), (run.history[:2], "test_accuracy")):
@@ -157,14 +151,13 @@ def test_history_and_compare_show_every_curve(run):
 def test_confusion_has_its_numbers_in_their_places():
     figure = plots.confusion(Confusion(np.array([[7, 0, 1], [4, 5, 0], [0, 2, 6]]), NAMES))
     places = {text.get_position()[::-1]: text.get_text() for text in figure.axes[0].texts}
-    cells = [places.get((i + 0.5, j + 0.5), "") for i in range(3) for j in range(3)]
+    cells = [places.get((i, j), "") for i in range(3) for j in range(3)]
     assert cells == ["7", "", "1", "4", "5", "", "", "2", "6"]
     assert "18 of 25 images right (72.00 %)" in words(figure) and rf"{NAMES[1]} taken for ant: 4" in words(figure)
 
 
-@pytest.mark.parametrize("side", [16, 100])
-def test_captions_are_truthful(side):
-    few, model = images(side), eva.ResNet9(3, 4)
+def test_captions_are_truthful():
+    few, model = images(), eva.ResNet9(3, 4)
     found = predictions(model, few)
     cams, others = eva.gradcam(model, few), eva.gradcam(model, few, classes=[(int(i) + 1) % 3 for i in found.predicted])
     for figure, explained in ((plots.misclassified(found), 0), (plots.gradcam(cams), 0), (plots.gradcam(others), 1)):

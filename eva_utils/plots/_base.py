@@ -1,4 +1,4 @@
-"""What all figures share: the style, the title, axes of epochs, words at the ends of lines, how a figure is saved."""
+"""What all figures share: the style, the title, axes of epochs and of accuracy, words at the ends of lines, saving."""
 
 import functools
 import io
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 from PIL import Image
@@ -30,11 +31,9 @@ STYLE = sns.axes_style("whitegrid") | {
 class Picture(Figure):
     """A figure of ``width`` x ``height`` inches that a notebook shows as a cell's last expression."""
 
-    def __init__(self, width, height, title="", *, layout="constrained", save_dpi=FINE) -> None:
-        super().__init__(figsize=(width, height), dpi=SCREEN, layout=layout)
-        self.save_dpi = save_dpi
-        if title:
-            headline(self, title)
+    def __init__(self, width, height, title="", *, dpi=FINE) -> None:
+        super().__init__(figsize=(width, height), dpi=dpi, layout="constrained")
+        self.headline = self.suptitle(title, x=0.01, ha="left") if title else None
 
     def _repr_png_(self) -> bytes:
         self.savefig(large := io.BytesIO(), dpi=SCREEN, **PNG)
@@ -44,14 +43,13 @@ class Picture(Figure):
 
 
 def styled(draw: Callable) -> Callable:
-    """``draw`` in this package's style, with an option ``about``: a second, lighter line of the title."""
+    """``draw`` in this package's style, with an option ``about``: a second, lighter line of a picture's title."""
 
     @functools.wraps(draw)
     def wrapper(*args, about: str = "", **kwargs) -> Figure:
         with matplotlib.rc_context(STYLE):
             figure = draw(*args, **kwargs)
-            title = vars(figure).pop("headline", None)
-            if about and title:
+            if about and (title := getattr(figure, "headline", None)):
                 title.set_text(title.get_text() + "\n ")  # an empty line, which the layout makes room for
                 figure.add_artist(matplotlib.text.Annotation(about, (0, 0), xycoords=title, va="bottom", color=GREY))
         return figure
@@ -59,16 +57,19 @@ def styled(draw: Callable) -> Callable:
     return wrapper
 
 
-def headline(where, words: str, **place) -> None:
-    """The title: over the whole picture, or over axes that somebody gave or that are placed by hand."""
-    own = isinstance(where.figure, Picture) and not place
-    where.figure.headline = where.figure.suptitle(words, x=0.01, ha="left") if own else where.set_title(words, **place)
+def policy_curve(ax, policy: Callable, end: float, color=BLUE, **style) -> None:
+    """The rate that ``policy`` gives for every epoch from 0 to ``end``."""
+    epoch = np.linspace(0, end, 2401)
+    ax.plot(epoch, policy(epoch), color=color, **{"lw": 2} | style)
+    ax.set_ylabel("learning rate")
+    epoch_axis(ax, end)
 
 
 def epoch_axis(ax, end: float) -> None:
-    """From 0 to ``end``, with ticks at whole epochs: 0, 6, ... 24."""
+    """From 0 to ``end``, with ticks at whole epochs: 0, 6, ... 24, or 0, 24, 48, 72."""
     ax.set(xlim=(0, end), xlabel="epoch")
-    ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, steps=[1, 2, 3, 4, 6, 10], integer=True))
+    step = next((step for step in (1, 2, 3, 6, 12, 24) if end < 5.1 * step), end // 5)
+    ax.xaxis.set_major_locator(matplotlib.ticker.MultipleLocator(step))
 
 
 def beside(ax, words: str, point: tuple, offset: tuple, coordinates="data", *, ha: str = "left", **style) -> None:
@@ -77,20 +78,31 @@ def beside(ax, words: str, point: tuple, offset: tuple, coordinates="data", *, h
     ax.annotate(words, point, offset, ha=ha, annotation_clip=False, **style)
 
 
-def label_ends(ax, ends: list[tuple[float, str, str]]) -> None:
-    """Words at the right end of lines, (value, words, colour), moved apart where they would cover each other."""
+def show_ends(ax, digits: int, *, accuracy: bool) -> None:
+    """Show where lines over epochs end, and name them there; of lines with the same name and colour, their mean.
+
+    accuracy: in per cent, from 70, or from lower where that is needed, and with a line at 90.
+    """
+    ends: dict[tuple, list[float]] = {}
+    for line in ax.lines:
+        ends.setdefault((line.get_label(), line.get_color()), []).append(line.get_ydata()[-1])
+    if accuracy:
+        ax.set_ylim(max(0, min(70, 5 * (min(map(min, ends.values())) // 5) - 10)), min(ax.get_ylim()[1], 100.5))
+        ax.axhline(90, color="0.6", lw=1, zorder=1)
     (low, high), below = ax.get_ylim(), -1.0
     line = 17 / (72 * ax.figure.get_figheight())  # 12 points, of axes that take 70 % of the figure
-    for above, (value, words, color) in zip(range(len(ends) - 1, -1, -1), sorted(ends), strict=True):
-        below = max((value - low) / (high - low), below + line)
-        beside(ax, words, (1, min(below, 1 - line * above)), (7, 0), "axes fraction", color=color)
+    named = sorted((np.mean(some), name + ", mean" * (len(some) > 1), color) for (name, color), some in ends.items())
+    for above, (value, name, color) in zip(range(len(named) - 1, -1, -1), named, strict=True):
+        below = max((value - low) / (high - low), below + line)  # no words over others
+        place = 1, min(below, 1 - line * above)
+        beside(ax, f"{value:.{digits}f} {name}", place, (7, 0), "axes fraction", color=color)
 
 
 def save(figure: Figure, path: str | Path) -> Path:
     """Write ``figure`` as a PNG, whole or not at all; returns its path. Raises ``InputError`` where it cannot."""
     path = Path(path)
     check("path", str(path), path.suffix.lower() == ".png", "a name that ends in .png")
-    write_atomically(path, lambda part: figure.savefig(part, dpi=getattr(figure, "save_dpi", FINE), **PNG))
+    write_atomically(path, lambda part: figure.savefig(part, dpi="figure", **PNG))
     return path
 
 

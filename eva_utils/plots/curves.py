@@ -3,34 +3,37 @@
 import textwrap
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from ..errors import check
 from ..schedule import OneCycle
-from ._base import BLUE, COLORS, GREEN, GREY, ORANGE, Figure, Picture, beside, epoch_axis, headline, label_ends, styled
+from ._base import COLORS, GREY, Picture, beside, epoch_axis, policy_curve, show_ends, styled
+
+BLUE, ORANGE, GREEN = COLORS[:3]
 
 
 @styled
 def zigzag(policy, cycles: float = 3, *, annotate: bool = False, ax=None) -> Figure:
     """The cyclic triangular curve of ``policy`` over ``cycles`` cycles: bare, or with axes and its terms marked."""
-    ax = ax or Picture(8, 4 if annotate else 1.8).subplots()
     lo, hi, step, end = policy.lr_min, policy.lr_max, policy.step_size, 2 * policy.step_size * cycles
-    height, epoch = hi - lo, np.arange(0, end + step / 400, step / 200)
-    ax.axhline(hi, color="0.8", lw=1)
-    ax.axhline(lo, color="0.8" if annotate else "0.3", lw=1)
-    ax.plot(epoch, policy(epoch), color=BLUE if annotate else "black", lw=2 if annotate else 1.5)
+    height = hi - lo
     if not annotate:
-        ax.set(xlim=(0, end), ylim=(lo - 0.01 * height, hi + 0.01 * height))
+        ax = ax or Picture(8, 1.8).subplots()
+        policy_curve(ax, policy, end, "black", lw=1.5)
+        ax.hlines((lo, hi), 0, end, ("0.3", "0.8"), lw=1, zorder=1)
+        ax.set(ylim=(lo - 0.01 * height, hi + 0.01 * height))
         ax.axis("off")
         return ax.figure
-    epoch_axis(ax, end)
-    ax.set(ylabel="learning rate", ylim=(lo - 0.3 * height, hi + 0.2 * height))
-    headline(ax, "The cyclic learning rate and its terms")
-    beside(ax, f"LR_MAX = {hi:.3g}", (end, hi), (0, 10), ha="right", color=ORANGE)
-    beside(ax, f"LR_MIN = {lo:.3g}", (end, lo), (0, -10), ha="right", color=ORANGE)
+    ax = ax or Picture(8, 4, "The cyclic learning rate and its terms").subplots()
+    policy_curve(ax, policy, end)
+    for rate, words, side in ((hi, "LR_MAX", 10), (lo, "LR_MIN", -10)):
+        ax.axhline(rate, color="0.8", lw=1, zorder=1)
+        beside(ax, f"{words} = {rate:.3g}", (end, rate), (0, side), ha="right", color=ORANGE)
     for stop, down, words in ((step, 0.08, f"step size = {step:g}"), (2 * step, 0.21, f"cycle = {2 * step:g} epochs")):
         y = lo - down * height
         ax.annotate("", (0, y), (stop, y), arrowprops={"arrowstyle": "<->", "color": "0.3", "shrinkA": 0, "shrinkB": 0})
         beside(ax, words, (stop, y), (6, 0))
+    ax.set_ylim(lo - 0.3 * height, hi + 0.2 * height)
     return ax.figure
 
 
@@ -38,13 +41,11 @@ def zigzag(policy, cycles: float = 3, *, annotate: bool = False, ax=None) -> Fig
 def policies(named: dict, epochs: float) -> Figure:
     """Several policies, one below the other: {title: policy}, each over ``epochs`` epochs, all on one scale."""
     figure = Picture(8, 1.5 * len(named) + 0.8, f"Learning rates over {epochs:g} epochs")
-    epoch = np.linspace(0, epochs, 2001)
     panels = figure.subplots(len(named), 1, sharex=True, sharey=True, squeeze=False).flat
     for ax, (title, policy) in zip(panels, named.items(), strict=True):
-        ax.plot(epoch, policy(epoch), color=BLUE, lw=2)
+        policy_curve(ax, policy, epochs)
         ax.set_title(title)
-    epoch_axis(ax, epochs)
-    figure.supylabel("learning rate", fontsize=11)
+        ax.label_outer()
     return figure
 
 
@@ -52,21 +53,18 @@ def policies(named: dict, epochs: float) -> Figure:
 def schedule(policy, *, ax=None) -> Figure:
     """A policy with an end over its epochs; of a one-cycle policy both rates and the peak are marked."""
     check("policy", policy, hasattr(policy, "epochs"), "one with an end, its epochs; plots.policies draws the others")
-    ax, end = ax or Picture(8, 4).subplots(), policy.epochs
-    epoch = np.linspace(0, end, 2001)
-    ax.plot(epoch, policy(epoch), color=BLUE, lw=2)
-    title, points = type(policy).__name__, {}
+    title, points, end = type(policy).__name__, {}, policy.epochs
     if isinstance(policy, OneCycle):
         title, peak = "One-cycle policy, no annihilation: it ends where it began", policy.peak_epoch
-        points = {0: f"LR_MIN = {policy.lr_min:.3g}", end: f"LR_MIN at epoch {end:g}"}
-        points[peak] = f"LR_MAX = {policy.lr_max:.3g} at epoch {peak:g}"
-    for point, words in points.items():
-        ax.plot(point, policy(point), "o", color=ORANGE, clip_on=False)
-        offset, side = (-14, "right") if point > end / 2 else (14, "left")  # where there is more room
-        beside(ax, words, (point, policy(point)), (offset, 0), ha=side)
-    epoch_axis(ax, end)
-    ax.set(ylabel="learning rate", ylim=(0, 1.07 * policy(epoch).max()))
-    headline(ax, title)
+        points = {peak: f"LR_MAX = {policy.lr_max:.3g} at epoch {peak:g}"}
+        points |= {0: f"LR_MIN = {policy.lr_min:.3g}", end: f"LR_MIN at epoch {end:g}"}
+    ax = ax or Picture(8, 4, title).subplots()
+    policy_curve(ax, policy, end)
+    for epoch, words in points.items():
+        ax.plot(epoch, policy(epoch), "o", color=ORANGE, clip_on=False)
+        offset, side = (-14, "right") if epoch > end / 2 else (14, "left")  # where there is more room
+        beside(ax, words, (epoch, policy(epoch)), (offset, 0), ha=side)
+    ax.set_ylim(0)
     return ax.figure
 
 
@@ -76,32 +74,29 @@ def parity(pairs: dict, epochs: float, steps_per_epoch: int) -> Figure:
     figure = Picture(8, 2.4 * len(pairs) + 0.5, "Our policies (lines) and torch's schedulers (dots), step by step")
     epoch = np.arange(round(epochs * steps_per_epoch) + 1) / steps_per_epoch
     for ax, (name, (policy, other)) in zip(figure.subplots(len(pairs), squeeze=False).flat, pairs.items(), strict=True):
-        theirs = [other.optimizer.param_groups[0]["lr"]]
-        for _ in epoch[1:]:
+        theirs = []
+        for _ in epoch:
+            theirs.append(other.optimizer.param_groups[0]["lr"])
             other.optimizer.step()  # a scheduler warns when it moves before its optimizer
             other.step()
-            theirs.append(other.optimizer.param_groups[0]["lr"])
-        ax.plot(epoch, policy(epoch), color=ORANGE, lw=6, alpha=0.4)
+        policy_curve(ax, policy, epochs, ORANGE, lw=6, alpha=0.4)
         ax.plot(epoch[::4], theirs[::4], ".", ms=4, color=BLUE)
-        epoch_axis(ax, epochs)
-        ax.set(ylabel="learning rate", title=f"{name}: largest difference {abs(policy(epoch) - theirs).max():.1g}")
+        ax.set_title(f"{name}: largest difference {abs(policy(epoch) - theirs).max():.1g}")
     return figure
 
 
 @styled
 def annihilation(policy) -> Figure:
     """A one-cycle policy, and the same one squeezed to make room for an annihilation as Smith's (arXiv:1708.07120)."""
-    end, start = policy.epochs, 0.9 * policy.epochs
+    end, start, low = policy.epochs, 0.9 * policy.epochs, policy.lr_min
     check("peak_epoch", policy.peak_epoch, policy.peak_epoch < start, f"below {start:g}, where annihilation begins")
-    low, epoch = policy.lr_min, np.linspace(0, end, 2001)
-    squeezed = np.interp(epoch, [0, policy.peak_epoch, start, end], [low, policy.lr_max, low, low / 100])
+    corners = [0, policy.peak_epoch, start, end], [low, policy.lr_max, low, low / 100]
     figure = Picture(8.5, 4, "Annihilation: in the last tenth (grey) the rate falls to LR_MIN / 100")
     for ax, scale in zip(figure.subplots(1, 2), ("linear", "log"), strict=True):
         ax.axvspan(start, end, color="0.92")
-        ax.plot(epoch, squeezed, color=ORANGE, lw=2, label="with annihilation")
-        ax.plot(epoch, policy(epoch), color=BLUE, lw=2, label="without: it ends at LR_MIN")
-        epoch_axis(ax, end)
-        ax.set(ylabel="learning rate", title=f"{scale} scale", yscale=scale)
+        policy_curve(ax, lambda epoch: np.interp(epoch, *corners), end, ORANGE, label="with annihilation")
+        policy_curve(ax, policy, end, label="without: it ends at LR_MIN")
+        ax.set(title=f"{scale} scale", yscale=scale)
     ax.yaxis.set_major_formatter("{x:g}")
     figure.legend(handles=ax.lines, loc="outside lower center", ncols=2)
     return figure
@@ -110,16 +105,16 @@ def annihilation(policy) -> Figure:
 @styled
 def lr_range(rates, *, ax=None) -> Figure:
     """The range test: loss against rate; start, half and end of its fall, and both rates, with the reason for each."""
-    whole, ax, curve = ax is None, ax or Picture(8.5, 5.4).subplots(), rates.curve
-    (low, edge), rate = curve.valley(), curve.half()
+    whole, curve = ax is None, rates.curve
+    ax = ax or Picture(8.5, 5.4, "Range test: the loss of each step while the rate grows").subplots()
+    (low, edge), half = curve.valley(), curve.half()
     start, valley = curve.smooth[0], curve.smooth[low]
-    ax.plot(curve.lr, curve.loss, color="0.7", lw=1, label="each batch")
-    ax.plot(curve.lr, curve.smooth, color=BLUE, lw=2.5, label="smoothed")
-    half, style = (curve.fall_from + valley) / 2, {"ms": 8, "color": BLUE, "mec": "white"}
-    ax.plot(curve.lr[0], start, "s", **style)
-    ax.plot(rate, half, "D", **style, label=f"half of the fall, at {rate:.3g}")
-    ax.plot(curve.lr[low], valley, "o", **style, label=f"end of the fall, {valley:.2f}")
-    beside(ax, f"start {start:.2f}", (curve.lr[0], start), (0, 14), color=BLUE)
+    ax.plot(curve.lr, curve.loss, color="0.7", lw=1)
+    ax.plot(curve.lr, curve.smooth, color=BLUE, lw=2.5)
+    middle = f"half of the fall, at {half:.3g}", half, (curve.fall_from + valley) / 2
+    first, last = (f"start, {start:.2f}", curve.lr[0], start), (f"end of the fall, {valley:.2f}", curve.lr[low], valley)
+    for marker, (words, *point) in zip("sDo", (first, middle, last), strict=True):
+        ax.plot(*point, marker, ms=8, color=BLUE, mec="white", label=words)
     # The names grow away from each other: the two rates may lie close together.
     for lr, name, color, side in ((rates.lr_min, "LR_MIN", GREEN, "right"), (rates.lr_max, "LR_MAX", ORANGE, "left")):
         ax.axvline(lr, color=color, lw=1.5, ls="--")
@@ -133,11 +128,10 @@ def lr_range(rates, *, ax=None) -> Figure:
         beside(ax, words, (1, curve.guess), (5, 0), ("axes fraction", "data"), color=GREY)
     if edge < len(curve.lr):  # and not merely flat to its end
         ax.axvspan(curve.lr[edge], right, color="0.94", zorder=0, label="ignored: too high")
-    ax.set(xscale="log", xlabel="learning rate (log scale)", ylabel="training loss (nats)")
+    ax.set(xscale="log", xlabel="learning rate (log scale)", ylabel="loss (nats): each step, and smoothed")
     ax.set(xlim=(curve.lr[0] / 1.6, right), ylim=(bottom, top))
     ax.xaxis.set_major_formatter("{x:g}")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=5 if whole else 3, fontsize=9, columnspacing=1.2)
-    headline(ax, "Range test: the loss of each step while the rate grows", **{} if whole else {"pad": 22})
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4 if whole else 2, fontsize=9)
     if whole:
         words = [textwrap.fill(f"{key.upper()}: {rates.reasons[key]}", 116) for key in ("lr_min", "lr_max")]
         ax.figure.supxlabel("\n".join(words), fontsize=10, ha="left", x=0.01, color=GREY)
@@ -146,72 +140,55 @@ def lr_range(rates, *, ax=None) -> Figure:
 
 @styled
 def applied(steps: list[dict], policy) -> Figure:
-    """Planned and applied rate of every step of a run (``Run.steps``), one on the other, and their difference."""
+    """Planned and applied rate of every step of a run (``Run.steps``), one on the other, and how they differ."""
     used = np.array([row["applied"] for row in steps])
     took = np.array([not row["skipped"] for row in steps])
     epoch = (took.cumsum() - took) * policy.epochs / len(steps)  # before each step; a skipped one makes the plan wait
     planned = np.array([policy(x) for x in epoch.tolist()])  # again: what training wrote down is no witness
-    gap, peak = used - planned, f"{used.max():.3g} at epoch {round(epoch[used.argmax()], 2):g}"
-    figure = Picture(8.5, 4.8, f"Rates planned and applied in {len(steps):,} steps; the highest {peak}")
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    top.plot(epoch, planned, color=ORANGE, lw=6, alpha=0.4, label="plan: the policy, step by step")
-    top.plot(epoch, used, color=BLUE, lw=1.5, marker="o" if len(steps) == 1 else None, label="applied by the optimizer")
-    top.set(ylabel="learning rate", ylim=(0, None))
-    top.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
-    bottom.plot(epoch, gap, color=BLUE, lw=1.5)
-    epoch_axis(bottom, policy.epochs)
-    bottom.set(ylabel="difference", title=f"Largest difference: {abs(gap).max():.3g}")
+    gap, peak = abs(used - planned).max(), f"{used.max():.3g} at epoch {round(epoch[used.argmax()], 2):g}"
+    figure = Picture(8.5, 4, f"Rates planned and applied in {len(steps):,} steps: largest difference {gap:.3g}")
+    ax = figure.subplots()
+    ax.plot(epoch, planned, color=ORANGE, lw=6, alpha=0.4, label="plan: the policy, step by step")
+    ax.plot(epoch, used, color=BLUE, lw=1.5, marker="o" if len(steps) == 1 else None, label="applied by the optimizer")
+    epoch_axis(ax, policy.epochs)
+    ax.set(ylabel="learning rate", ylim=(0, None), title=f"The highest: {peak}")
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
 @styled
 def history(rows: list[dict]) -> Figure:
-    """Loss and accuracy after every epoch (``Run.history``); the axes show the end, and the worst cut off is named."""
-    epoch = [row["epoch"] for row in rows]
+    """Loss and accuracy after every epoch (``Run.history``); the axes show the end, the titles name the worst value."""
+    epoch, marker = [row["epoch"] for row in rows], "." if len(rows) <= 60 else None
     figure = Picture(9.5, 4, "Loss and accuracy after every epoch: train, and test with last weights and EMA")
-    lines = {"train_{}": ("train", ORANGE), "test_{}": ("last weights", BLUE), "test_{}_ema": ("EMA", GREEN)}
-    for ax, what, unit in zip(figure.subplots(1, 2), ("loss", "accuracy"), ("nats", "%"), strict=True):
-        ends, curves = [], np.array([[row[key.format(what)] for row in rows] for key in lines])
-        for (name, color), values in zip(lines.values(), curves, strict=True):
-            ax.plot(epoch, values, color=color, lw=1.8, marker="." if len(rows) <= 60 else None, label=name)
-            ends.append((values[-1], f"{name} {values[-1]:.{3 if what == 'loss' else 2}f}", color))
+    for ax, what, digits in zip(figure.subplots(1, 2), ("loss", "accuracy"), (3, 2), strict=True):
+        curves = np.array([[row[key] for row in rows] for key in (f"train_{what}", f"test_{what}", f"test_{what}_ema")])
+        for values, name, color in zip(curves, ("train", "last weights", "EMA"), (ORANGE, BLUE, GREEN), strict=True):
+            ax.plot(epoch, values, color=color, lw=1.8, marker=marker, label=name)
         epoch_axis(ax, 1.01 * epoch[-1])
-        up, last = what == "loss", curves[:, -1]
-        low = min(0, curves.min()) if up else max(0, min(70, 5 * (last.min() // 5) - 15))
-        high = min(ax.get_ylim()[1], 2 * max(curves[0].max(), *last) if up else 100.5)
-        ax.set(title=f"{what.capitalize()} ({unit})", ylim=(low, high))
-        worst = curves.max(0) if up else curves.min(0)
-        off, k = (worst < low) | (worst > high), int(worst.argmax() if up else worst.argmin())
-        if off[k]:
-            clear = epoch[k + int(off[k:].argmin())]  # where all lines are on the axes again
-            words = f"{'↑' if up else '↓'} {worst[k]:.3g} in epoch {epoch[k]:g}"
-            beside(ax, words, (clear, up), (5, -9 if up else 9), ("data", "axes fraction"), color=GREY)
-        label_ends(ax, ends)
-    ax.axhline(90, color="0.6", lw=1, zorder=1)
+        if what == "loss":
+            ax.set_title(f"Loss (nats), highest {curves.max():.3g}")
+            ax.set_ylim(min(0, curves.min()), min(ax.get_ylim()[1], 2 * max(*curves[0], *curves[:, -1])))
+        else:
+            ax.set_title(f"Accuracy (%), lowest {curves.min():.3g}")
+        show_ends(ax, digits, accuracy=what == "accuracy")
     return figure
 
 
 @styled
 def compare(runs: dict) -> Figure:
-    """Test accuracy of runs, {name: a list of ``Run.history``}; what lies far below their ends is cut off."""
-    right = any(map(len, runs.values())) and all(isinstance(rows, list) for some in runs.values() for rows in some)
-    check("runs", list(runs), right, "a dict of lists of histories, as {'one-cycle': [run.history]}")
-    named = [(name, rows, color) for name, color in zip(runs, 9 * COLORS, strict=False) for rows in runs[name]]
-    shortest, longest = (f(len(rows) for _, rows, _ in named) for f in (min, max))
-    words = f"Test accuracy (%); dotted: where {named[0][0]} ended"
-    figure = Picture(11, 4.4, words + "; dashed: longer runs" * (longest > shortest))
+    """Test accuracy of runs, {name: a list of ``Run.history``}; the axes show the ends, which are named."""
+    lengths = [len(rows) for some in runs.values() for rows in some]
+    longer = "; dashed: longer runs" * (max(lengths) > min(lengths))
+    figure = Picture(11, 4.4, f"Test accuracy (%); dotted: where {next(iter(runs))} ended{longer}")
     for ax, key in zip(figure.subplots(1, 2), ("test_accuracy", "test_accuracy_ema"), strict=True):
-        curves, ends = [[row[key] for row in rows] for _, rows, _ in named], {}
-        for (name, rows, color), values in zip(named, curves, strict=True):
-            ax.plot(range(1, len(rows) + 1), values, "--" if len(rows) > shortest else "-", color=color, lw=1.5)
-            ax.plot(len(rows), values[-1], "o", color=color, clip_on=False)
-            ends.setdefault((f"{name}, {len(rows)} epochs", color), []).append(values[-1])
-        top = max(map(max, curves))
-        low = max(top - 45, min(min(values[shortest // 4 :]) for values in curves))  # the first epochs matter little
-        epoch_axis(ax, longest)
-        ax.set(title="EMA" if "ema" in key else "Last weights", ylim=(low, top + max(0.05 * (top - low), 0.5)))
-        ax.axhline(curves[0][-1], color=named[0][2], lw=0.8, ls=":")
-        ax.axhline(90, color="0.6", lw=1, zorder=1)
-        means = {words + ", mean" * (len(some) > 1): (np.mean(some), color) for (words, color), some in ends.items()}
-        label_ends(ax, [(mean, f"{mean:.1f} {words}", color) for words, (mean, color) in means.items()])
+        for (name, some), color in zip(runs.items(), 9 * COLORS, strict=False):
+            for rows in some:
+                n, style = len(rows), "--" if len(rows) > min(lengths) else "-"
+                ax.plot(range(1, n + 1), [row[key] for row in rows], style, color=color, label=f"{name}, {n} epochs")
+                ax.scatter(n, rows[-1][key], color=color, clip_on=False, zorder=3)
+        epoch_axis(ax, max(lengths))
+        ax.set_title("EMA" if key.endswith("ema") else "Last weights")
+        show_ends(ax, 1, accuracy=True)
+        ax.axhline(ax.lines[0].get_ydata()[-1], color=BLUE, lw=0.8, ls=":")
     return figure

@@ -4,28 +4,33 @@ import textwrap
 from dataclasses import replace
 
 import numpy as np
-import seaborn as sns
 import torch
 from matplotlib import colormaps
 
 from ..batches import loader
 from ..recipe import Recipe
-from ._base import SCREEN, Figure, Picture, headline, styled
+from ._base import SCREEN, Figure, Picture, styled
+
+
+def _tiles(ax, pictures: np.ndarray, height: int, width: int, names=(), above=()) -> None:
+    """All of ``pictures``, float (rows, columns, h, w, 3), each in the middle of a white cell of ``height`` x ``width``
+    pixels, with names beside the rows and words above the columns."""
+    rows, columns, h, w, _ = pictures.shape
+    cells, y, x = np.ones((rows, columns, height, width, 3)), (height - h) // 2, (width - w) // 2
+    cells[:, :, y : y + h, x : x + w] = pictures
+    ax.imshow(cells.swapaxes(1, 2).reshape(rows * height, columns * width, 3), interpolation="nearest")
+    ax.set_xticks(width * (np.arange(len(above)) + 0.5), above)
+    ax.set_yticks(height * (np.arange(len(names)) + 0.5), names)
+    ax.tick_params(length=0, labeltop=True, labelbottom=False, labelsize=9, grid_alpha=0)
+    ax.spines[:].set_visible(False)
 
 
 def _mosaic(title: str, pictures: np.ndarray, names=(), above=()) -> Figure:
-    """All of ``pictures``, float (rows, columns, h, w, 3), with names beside the rows and words above the columns."""
     rows, columns, h, w, _ = pictures.shape
-    gap = max(1, w // 20)
-    cells = np.pad(pictures, ((0, 0), (0, 0), (gap, gap), (gap, gap), (0, 0)), constant_values=1.0)
-    h, w = cells.shape[2:4]
-    ax = Picture(0.85 * columns + 1, 0.85 * rows * h / w + 0.6, title, save_dpi=SCREEN).subplots()
-    ax.imshow(cells.swapaxes(1, 2).reshape(rows * h, columns * w, 3), interpolation="nearest")
-    ax.set_xticks(w * (np.arange(len(above)) + 0.5), above)
-    ax.set_yticks(h * (np.arange(len(names)) + 0.5), names)
-    ax.tick_params(length=0, labeltop=True, labelbottom=False, grid_alpha=0)
-    ax.spines[:].set_visible(False)
-    return ax.figure
+    gap = 2 * max(1, w // 20)
+    figure = Picture(0.85 * columns + 1, 0.85 * rows * (h + gap) / (w + gap) + 0.6, title, dpi=SCREEN)
+    _tiles(figure.subplots(), pictures, h + gap, w + gap, names, above)
+    return figure
 
 
 def _words(found, i: int, width: int, explained: int) -> str:
@@ -57,10 +62,8 @@ def augmented(images, augment, count: int = 6, epochs: int = 7, seed: int = 0) -
     count = len(chosen)
     # The place of each image instead of its class as label: an epoch comes in random order, and this undoes it.
     places = replace(chosen, labels=torch.arange(count), classes=tuple(map(str, range(count))))
-    batches = loader(
-        places, Recipe(augment=augment, batch_size=count, seed=seed, workers=0), torch.device("cpu"), (0, 1)
-    )
-    columns = [chosen.pixels.cpu() / 255]
+    recipe = Recipe(augment=augment, batch_size=count, seed=seed, workers=0)
+    batches, columns = loader(places, recipe, torch.device("cpu"), (0, 1)), [chosen.pixels.cpu() / 255]
     for epoch in range(epochs):
         ((x, place),) = batches.epoch(epoch)
         pixels = x[place.argsort()].permute(0, 2, 3, 1) * torch.tensor(images.std) + torch.tensor(images.mean)
@@ -74,24 +77,21 @@ def confusion(confusion, pairs: int = 5) -> Figure:
     """The confusion matrix (counts), coloured by its mistakes, with the ``pairs`` most confused pairs named."""
     counts, classes = confusion.counts, confusion.classes
     wrong, k = counts - np.diag(np.diag(counts)), len(classes)
-    size = max(5.0, min(0.62 * k, 20) + 1.5)  # inches
-    ax = Picture(size + 0.8, size + 0.6).subplots()
-    sns.heatmap(
-        wrong, annot=np.where(counts, counts.astype(str), "") if k <= 20 else False, fmt="", cmap="Reds", square=True,
-        cbar=False, linewidths=0.5, ax=ax, xticklabels=False, yticklabels=False,
-        annot_kws={"fontsize": 10, "color": "0.1"}, vmin=0, vmax=2 * max(1, wrong.max()),  # light, under dark numbers
-    )  # fmt: skip
-    right, n = int(np.trace(counts)), int(counts.sum())
+    right, n, size = np.trace(counts), counts.sum(), max(5.0, min(0.62 * k, 20) + 1.5)  # inches
+    title = f"{right:,} of {n:,} images right ({100 * right / n:.2f} %); red: mistakes"
+    figure = Picture(size + 0.8, size + 0.6, title)
+    ax = figure.subplots()
+    ax.imshow(wrong, cmap="Reds", vmin=0, vmax=2 * max(1, wrong.max()))  # light, under dark numbers
+    for i, j in np.argwhere(counts) if k <= 20 else ():
+        ax.text(j, i, counts[i, j], ha="center", va="center", fontsize=10, color="0.1")
     ax.set(xlabel="predicted class", ylabel="true class")
-    headline(ax, f"{right:,} of {n:,} images right ({100 * right / n:.2f} %); red: mistakes")
-    # Not by seaborn, which draws each name by itself to see which fit: gigabytes for a hundred classes.
-    names = {"ticks": np.arange(k) + 0.5, "labels": classes, "fontsize": min(10, 1300 / k)}
-    ax.set_xticks(**names, rotation=45, ha="right", rotation_mode="anchor")
-    ax.set_yticks(**names)
+    ax.set_xticks(range(k), classes, fontsize=min(10, 1300 / k), rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(k), classes, fontsize=min(10, 1300 / k))
+    ax.grid(False)
     worst = [f"{true} taken for {predicted}:\xa0{count}" for true, predicted, count in confusion.most_confused(pairs)]
     words = textwrap.fill(f"Most confused: {', '.join(worst)}", int(13 * size)) if worst else ""
-    ax.figure.supxlabel(words, fontsize=10, x=0.01, ha="left")
-    return ax.figure
+    figure.supxlabel(words, fontsize=10, x=0.01, ha="left")
+    return figure
 
 
 @styled
@@ -100,7 +100,7 @@ def misclassified(predictions, columns: int = 5) -> Figure:
     n, panel = len(predictions.predicted), 8.5 / columns  # inches
     rows = max(1, -(-n // columns))
     h, w = predictions.images.pixels.shape[1:3]
-    figure = Picture(8.5, rows * (panel * h / w + 0.6) + 0.5, f"Misclassified images: {n or 'none'}", save_dpi=SCREEN)
+    figure = Picture(8.5, rows * (panel * h / w + 0.6) + 0.5, f"Misclassified images: {n or 'none'}", dpi=SCREEN)
     bare = {"frameon": False, "xticks": [], "yticks": []}
     for i, ax in zip(range(n), figure.subplots(rows, columns, squeeze=False, subplot_kw=bare).flat, strict=False):
         ax.imshow(predictions.images.pixels[i].cpu().numpy(), interpolation="nearest")
@@ -115,37 +115,22 @@ def gradcam(cams) -> Figure:
 
     Bright places raise the class's score most. Each map is scaled to its own maximum: compare places, not maps.
     """
-    found, layers = cams.predictions, len(cams.layers)
-    if not len(found.predicted):
+    found, n, layers = cams.predictions, len(cams.predictions), len(cams.layers)
+    if not n:
         return misclassified(found)
     pixels = found.images.pixels.cpu().numpy() / 255
-    n, h, w, _ = pixels.shape
-    sizes = [1] + [0.5] * 3 * (layers > 1) + [1] * 3 * max(1, layers - 1)
-    unit = int(min(96, 820 / sum(sizes)))  # screen pixels of the longer side of a panel of size 1
-    left = np.cumsum([0] + [round(unit * size * w / max(h, w)) + 6 + 12 * (j % 3 == 0) for j, size in enumerate(sizes)])
-    words = [_words(found, i, 23, int(cams.explained[i])) for i in range(n)]
-    row = 6 + max(unit * h // max(h, w), 16 * max(text.count("\n") + 1 for text in words))
-    figure = Picture(left[-1] / SCREEN, n * row / SCREEN, layout=None, save_dpi=SCREEN)
-    for i in range(n):
-        panels = [pixels[i]]
-        for explained, true in zip(cams.maps[i], cams.true[i], strict=True):
-            heat, heat_true = (colormaps["inferno"](x)[..., :3] for x in (explained, true))
-            panels += [(pixels[i] + heat) / 2, heat, (pixels[i] + heat_true) / 2]
-        strip = np.ones((row, left[-1], 3))  # as the screen has it, pixel by pixel: sharp, and a small file
-        for panel, size, x in zip(panels, sizes, left, strict=False):
-            side = round(unit * size)
-            rows, columns = (np.arange(side * length // max(h, w)) * max(h, w) // side for length in (h, w))
-            y = (row - len(rows)) // 2
-            strip[y : y + len(rows), x : x + len(columns)] = panel[rows][:, columns]
-        ax = figure.add_axes((0, 1 - (i + 1) / n, 1, 1 / n))
-        ax.axis("off")
-        ax.imshow(strip, aspect="auto", interpolation="nearest")
-        ax.text(-170, row / 2, words[i], va="center", fontsize=9)
-    names = ["image", *(name for layer in cams.layers for name in ("overlay", f"{layer}\n\nmap", "true"))]
-    for name, x, size in zip(names, left, sizes, strict=False):
-        middle = x + unit * size * w / max(h, w) / 2
-        figure.axes[0].text(middle, -9, name, ha="center", va="baseline", fontsize=min(10, 0.17 * unit * size))
-    title = {"gradcam": "Grad-CAM", "hirescam": "HiResCAM"}[cams.method]
-    title += ": bright places speak for the class named first (under “true”: for the true class)"
-    headline(figure.axes[0], title, pad=45, x=-170 / left[-1], fontsize=13)
+    side = max(pixels.shape[1:3]) * 17 // 16 + 2
+    # Half as large are the layers before the last two: in cells twice as high as wide, for rows level with the others'.
+    tall = [1 + (j < layers - 2) for j in range(layers)]
+    widths = [1, *(3 / times for times in tall)]
+    method = {"gradcam": "Grad-CAM", "hirescam": "HiResCAM"}[cams.method]
+    title = f"{method}: bright places speak for the class named first (under “true”: for the true class)"
+    figure = Picture(1.02 * sum(widths) + 2.4, 1.02 * n + 1, title, dpi=SCREEN)
+    first, *others = figure.subplots(1, 1 + layers, width_ratios=widths)
+    _tiles(first, pixels[:, None], side, side, [_words(found, i, 23, int(cams.explained[i])) for i in range(n)])
+    for j, ax in enumerate(others):
+        heat, heat_true = (colormaps["inferno"](maps[:, j])[..., :3] for maps in (cams.maps, cams.true))
+        panels = np.stack([(pixels + heat) / 2, heat, (pixels + heat_true) / 2], 1)
+        _tiles(ax, panels, tall[j] * side, side, above=("overlay", "map", "true"))
+        ax.set_title(cams.layers[j], loc="center", fontweight="normal")
     return figure
