@@ -1,9 +1,9 @@
 """Augmentation: one description, two engines.
 
 ``Augment`` says what happens to a training image: padding and a random crop, a horizontal flip, one Cutout hole, in
-this order. ``draw``, ``places`` and ``take`` do it to a whole batch with a few tensor operations on the device;
+this order. ``draw``, ``places`` and ``take`` do it to a whole batch with a few tensor operations on the device.
 ``albumentations`` is the same as a pipeline for single images, and the reference that the first is tested against:
-the same drawn parameters give the same pixels.
+the same draws give the same pixels.
 """
 
 from __future__ import annotations
@@ -15,38 +15,6 @@ import numpy as np
 import torch
 
 from .errors import InputError, check
-
-
-class _Columns:
-    """A dataclass of tensors with one row an image: indexed and moved together."""
-
-    def __getitem__(self, index):
-        return type(self)(*(value[index] for value in vars(self).values()))
-
-    def to(self, device):
-        return type(self)(*(value.to(device, non_blocking=True) for value in vars(self).values()))
-
-
-@dataclass(frozen=True)
-class Draws(_Columns):
-    """The random parameters of n images, as int64 tensors (n,): crop offset, flip (0 or 1), corner of the hole."""
-
-    top: torch.Tensor
-    left: torch.Tensor
-    flip: torch.Tensor
-    hole_top: torch.Tensor
-    hole_left: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Places(_Columns):
-    """Where the pixels of n augmented images come from: rows and columns of the source, as positions in a flat image,
-    int64 (n, h) and (n, w), and which of their own rows and columns the hole covers, bool."""
-
-    rows: torch.Tensor
-    columns: torch.Tensor
-    hole_rows: torch.Tensor
-    hole_columns: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -67,40 +35,43 @@ class Augment:
             check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more pixels")
 
     def check(self, height: int, width: int) -> None:
-        """Raises InputError unless images of this size can be padded and cut like this."""
+        """Raises ``InputError`` unless images of this size can be padded and cut like this."""
         side = min(height, width)
         for name in ("padding", "cutout"):
             check(name, getattr(self, name), getattr(self, name) < side, f"below the images' side, {side} pixels")
 
-    def draw(self, n: int, height: int, width: int, generator: torch.Generator) -> Draws:
-        """Parameters for ``n`` images of ``height`` x ``width`` pixels."""
+    def draw(self, n: int, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
+        """Random parameters for ``n`` images, int64 (5, n): top and left of the crop, flip (0 or 1), top and left of
+        the hole."""
         highest = (2 * self.padding, 2 * self.padding, int(self.flip), height - self.cutout, width - self.cutout)
-        return Draws(*(torch.randint(high + 1, (n,), generator=generator) for high in highest))
+        return torch.stack([torch.randint(high + 1, (n,), generator=generator) for high in highest])
 
-    def places(self, draws: Draws, height: int, width: int) -> Places:
-        """What ``take`` needs, without the pixels: for many batches at once, because it is many small operations."""
-        y, x = (torch.arange(side, device=draws.top.device) for side in (height, width))
-        # Position in the source of every output row and column: flip, then crop, then the mirror of the padding.
-        rows = _mirror(y + draws.top[:, None] - self.padding, height)
-        columns = torch.where(draws.flip[:, None] == 1, width - 1 - x, x) + draws.left[:, None] - self.padding
-        return Places(
-            rows * width,
-            _mirror(columns, width),
-            _between(y, draws.hole_top, self.cutout),
-            _between(x, draws.hole_left, self.cutout),
-        )
+    def places(self, draws: torch.Tensor, index: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, ...]:
+        """Where the pixels of the augmented images ``index`` (n,) come from: rows, columns, hole_rows, hole_columns.
 
-    def take(self, images, start: torch.Tensor, places: Places) -> torch.Tensor:
-        """Augmented and normalised images, float32 (n, 3, h, w), channels last. ``images`` is an ``Images``; start:
-        where each image begins among all its pixels, int64 (n,)."""
-        _, height, width, _ = images.pixels.shape
+        A row (n, height) plus a column (n, width) is a position in the list of all pixels; the hole is where both
+        others are True.
+        """
+        y, x = (torch.arange(side, device=draws.device) for side in (height, width))
+        top, left, flip, hole_top, hole_left = draws[:, :, None]
+        # The way back from the output: flip, then crop, then the mirror of the padding.
+        rows = _mirror(y + top - self.padding, height)
+        columns = _mirror(torch.where(flip == 1, width - 1 - x, x) + left - self.padding, width)
+        hole_rows = (y >= hole_top) & (y < hole_top + self.cutout)
+        hole_columns = (x >= hole_left) & (x < hole_left + self.cutout)
+        return (index[:, None] * height + rows) * width, columns, hole_rows, hole_columns
+
+    def take(self, pixels: torch.Tensor, places, mean, std) -> torch.Tensor:
+        """Augmented and normalised images, float32 (n, 3, h, w) in channels_last memory, of the ``places`` in
+        ``pixels``, uint8 (..., h, w, 3)."""
+        rows, columns, hole_rows, hole_columns = places
         # One gather does all three. Flat positions: a single index is far faster than three broadcast ones.
-        position = (start[:, None] + places.rows)[:, :, None] + places.columns[:, None, :]
-        out = images.pixels.view(-1, 3).index_select(0, position.view(-1)).view(len(start), height, width, 3)
-        out = normalize(out, images.mean, images.std)
+        position = rows[:, :, None] + columns[:, None, :]
+        out = pixels.view(-1, 3).index_select(0, position.view(-1)).view(*position.shape, 3)
+        out = normalize(out, mean, std)
         if self.cutout:
             # Zero is the mean colour, because the pixels are normalised already.
-            out.masked_fill_((places.hole_rows[:, :, None] & places.hole_columns[:, None, :])[:, None], 0)
+            out.masked_fill_((hole_rows[:, :, None] & hole_columns[:, None, :])[:, None], 0)
         return out
 
     def albumentations(self, mean, std, height: int, width: int):
@@ -126,34 +97,35 @@ NONE = Augment(padding=0, flip=False, cutout=0)
 
 def mirrors(augment) -> bool:
     """Whether training mirrors images, so that the mirror image may be asked, too (TTA). Of a pipeline: if it says."""
-    if isinstance(augment, Augment):
-        return augment.flip
-    return "HorizontalFlip" in repr(augment)
+    return augment.flip if isinstance(augment, Augment) else "HorizontalFlip" in repr(augment)
 
 
 def check_pipeline(pipeline, x, images) -> None:
-    """Raises ``InputError`` unless a user's pipeline normalises as evaluation does, and ``x``, made of one image by it,
-    is a float32 tensor (3, h, w). ``A.Normalize`` is optional if a step of one's own can do the same."""
+    """Raises ``InputError`` unless ``pipeline`` normalises as evaluation does, and ``x``, made of one image by it, is a
+    float32 tensor (3, h, w)."""
     import albumentations as A
 
-    steps, right = [pipeline], "the pipeline has to end with A.Normalize(train.mean, train.std), ToTensorV2()"
+    right = "the pipeline has to end with A.Normalize(train.mean, train.std), ToTensorV2()"
     normalizes = False
-    while steps:
-        step = steps.pop()
-        if isinstance(step, A.BaseCompose):
-            steps += step.transforms
-        elif isinstance(step, A.Normalize):
-            normalizes = True
+    for step in _steps(pipeline):
+        if isinstance(step, A.Normalize):
             pairs = (step.mean, images.mean), (step.std, images.std)
             if step.normalization != "standard" or not all(np.allclose(*pair, atol=0.01) for pair in pairs):
                 raise InputError(f"augment has {step}, but evaluation uses the training images' mean and std: {right}")
-        else:
-            normalizes |= isinstance(step, A.Lambda) or not type(step).__module__.startswith("albumentations.")
+        own = isinstance(step, A.Lambda) or not type(step).__module__.startswith("albumentations.")
+        normalizes |= own or isinstance(step, A.Normalize)  # a step of one's own may do it, too
     if not (isinstance(x, torch.Tensor) and x.dtype == torch.float32 and x.ndim == 3 and len(x) == 3):
         got = f"{type(x).__name__} of {getattr(x, 'dtype', '?')}, {tuple(getattr(x, 'shape', ()))}"
         raise InputError(f"augment gives a {got}; the network takes a float32 tensor (3, h, w): {right}")
     if not normalizes:
         raise InputError(f"augment does not normalise, but evaluation does: {right}")
+
+
+def _steps(pipeline) -> list:
+    """The transforms in ``pipeline``, and those within its ``OneOf``, ``Sequential`` and the like."""
+    if not hasattr(pipeline, "transforms"):
+        return [pipeline]
+    return [step for part in pipeline.transforms for step in _steps(part)]
 
 
 def normalize(pixels: torch.Tensor, mean, std) -> torch.Tensor:
@@ -174,7 +146,3 @@ def _mirror(position: torch.Tensor, size: int) -> torch.Tensor:
     """Positions outside 0 .. size-1 mirrored at the edge: -1 -> 1, size -> size - 2."""
     last = size - 1
     return last - (last - position.abs()).abs()
-
-
-def _between(position: torch.Tensor, start: torch.Tensor, length: int) -> torch.Tensor:
-    return (position >= start[:, None]) & (position < start[:, None] + length)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sized
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from .errors import InputError, RunError, check
 from .processes import raise_if_stopped, rank, world_size
 from .recipe import Recipe
 
-AHEAD = 32  # batches whose places are worked out at once: enough for a GPU, and little memory for large images
+Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 
 def seed_for(*numbers: int) -> int:
@@ -40,62 +40,62 @@ def loader(data, recipe: Recipe, device: torch.device, shard: tuple[int, int] | 
     shard: (rank, processes), by default this process's; of every batch, the images rank, rank + processes, ... come.
     Raises ``InputError`` if the batch is larger than the data or too small to be shared, and for other data.
     """
-    shard = shard or (rank(), world_size())
     if not isinstance(data, Images):
         return GivenLoader(data, device)
     check_labels(data)
-    n, augment = len(data), NONE if recipe.augment is None else recipe.augment
+    n, height, width, _ = data.pixels.shape
     check("batch_size", recipe.batch_size, recipe.batch_size <= n, f"between 1 and the {n:,} training images")
-    smallest = min(part.stop - part.start for part in _parts(n, recipe.batch_size))
-    if shard[1] > 1 and smallest < 2 * shard[1]:  # BatchNorm has no variance to take from one image
-        raise InputError(
-            f"batch_size is {recipe.batch_size}, which leaves {smallest} of the {n:,} training images for the smallest "
-            f"batch; {shard[1]} processes need {2 * shard[1]} or more in each: choose another one or fewer processes"
-        )
-    if not isinstance(augment, Augment):
-        batches = WorkerLoader(data, augment, recipe, device, shard)
-        check_pipeline(augment, batches.first(), data)
-        return batches
-    augment.check(*data.pixels.shape[1:3])
-    if recipe.engine == "batch":
-        return DeviceLoader(data, augment, recipe, device, shard)
-    return WorkerLoader(
-        data, augment.albumentations(data.mean, data.std, *data.pixels.shape[1:3]), recipe, device, shard
-    )
+    shard = shard or (rank(), world_size())
+    # BatchNorm has no variance to take from one image.
+    enough = shard[1] == 1 or min(_sizes(n, recipe.batch_size)) >= 2 * shard[1]
+    right = f"one that leaves each of {shard[1]} processes 2 or more of the {n:,} training images in every batch"
+    check("batch_size", recipe.batch_size, enough, right)
+    augment = NONE if recipe.augment is None else recipe.augment
+    if isinstance(augment, Augment):
+        augment.check(height, width)
+        if recipe.engine == "batch":
+            return DeviceLoader(to_device(data, device), augment, recipe, device, shard)
+        augment = augment.albumentations(data.mean, data.std, height, width)
+    batches = WorkerLoader(data, augment, recipe, device, shard)
+    check_pipeline(augment, batches.augmented(image=0, place=0, epoch=0), data)
+    return batches
 
 
 def to_device(images: Images, device: torch.device) -> Images:
     """The same images with labels and, if there is room for them, pixels on ``device``."""
-    pixels = images.pixels.to(device) if _fits(images, device) else images.pixels
+    pixels, size = images.pixels, images.pixels.nbytes
+    if pixels.is_cuda or size <= room(device):
+        pixels = pixels.to(device)
+    else:
+        print(f"{images.name}: {size / 1e9:.1f} GB of pixels have no room on {device}, and are sent batch by batch")
     return dataclasses.replace(images, pixels=pixels.contiguous(), labels=images.labels.to(device))
 
 
-def _fits(images: Images, device: torch.device) -> bool:
-    return images.pixels.is_cuda or images.pixels.nbytes <= room(device)
-
-
-def _parts(n: int, batch_size: int) -> list[slice]:
-    """Where each batch lies in the order of an epoch with ``n`` images."""
-    ends = [*range(batch_size, n, batch_size), n]
-    if len(ends) > 1 and n % batch_size == 1 and batch_size > 1:
-        del ends[-2]  # BatchNorm has no variance to take from one image
-    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+def _sizes(n: int, batch_size: int) -> list[int]:
+    """Of each batch in an epoch with ``n`` images."""
+    sizes, left = [batch_size] * (n // batch_size), n % batch_size
+    if left == 1:
+        sizes[-1] += 1  # BatchNorm has no variance to take from one image
+    elif left:
+        sizes.append(left)
+    return sizes
 
 
 class _Loader:
-    """``sizes``: of each whole batch. ``parts``: where the images of this shard lie in the order of an epoch."""
+    """``sizes``: of each whole batch. ``parts``: of each batch, this shard's places in the order of an epoch.
+    ``resident``: whether the pixels are on the device."""
 
-    def __init__(self, images: Images, recipe: Recipe, device: torch.device, shard: tuple[int, int]) -> None:
-        self.images, self.seed, self.device, self.workers = images, recipe.seed, device, recipe.workers
-        self.rank, processes = shard
-        parts = _parts(len(images), recipe.batch_size)
-        self.sizes = [part.stop - part.start for part in parts]
-        self.parts = [slice(part.start + self.rank, part.stop, processes) for part in parts]
+    def __init__(self, images: Images, augment, recipe: Recipe, device: torch.device, shard: tuple[int, int]) -> None:
+        self.images, self.augment, self.device = images, augment, device
+        self.seed, self.workers, (self.rank, processes) = recipe.seed, recipe.workers, shard
+        self.sizes = _sizes(len(images), recipe.batch_size)
+        self.parts = [part[self.rank :: processes] for part in torch.arange(len(images)).split(self.sizes)]
+        self.resident = images.pixels.device.type == device.type
 
     def __len__(self) -> int:
         return len(self.parts)
 
-    def _generator(self, epoch: int) -> torch.Generator:
+    def generator(self, epoch: int) -> torch.Generator:
         # Always a CPU generator, so that every device sees the same order, crops, flips and holes.
         return torch.Generator().manual_seed(seed_for(self.seed, epoch))
 
@@ -106,53 +106,37 @@ class DeviceLoader(_Loader):
     A data set that has no room there stays in the computer's memory, and each batch's bytes are sent when it is due.
     """
 
-    def __init__(self, images: Images, augment: Augment, recipe: Recipe, device, shard) -> None:
-        self.resident = _fits(images, device)
-        super().__init__(to_device(images, device), recipe, device, shard)
-        self.augment = augment
-        if not self.resident:
-            size = images.pixels.nbytes / 1e9
-            print(f"{images.name}: {size:.1f} GB of pixels have no room on {device}, and are sent batch by batch")
-
-    def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        generator = self._generator(epoch)
-        n, height, width, _ = self.images.pixels.shape
-        order = torch.randperm(n, generator=generator)
-        draws = self.augment.draw(n, height, width, generator).to(self.device)
+    def epoch(self, epoch: int) -> Batches:
+        images, generator, mine = self.images, self.generator(epoch), torch.cat(self.parts)
+        n, height, width, _ = images.pixels.shape
+        order = torch.randperm(n, generator=generator)[mine]
+        draws = self.augment.draw(n, height, width, generator)[:, mine].to(self.device)
         there = order.to(self.device)
-        labels, start = self.images.labels[there], there * (height * width)
-        for i in range(0, len(self.parts), AHEAD):
-            parts = self.parts[i : i + AHEAD]
-            first = parts[0].start
-            places = self.augment.places(draws[first : parts[-1].stop], height, width)
-            for part in parts:
-                images, begin = self.images, start[part]
-                if not self.resident:
-                    pixels = self.images.pixels[order[part]]
-                    if self.device.type == "cuda":
-                        pixels = pixels.pin_memory()  # then the CPU need not wait for the copy
-                    images = dataclasses.replace(images, pixels=pixels.to(self.device, non_blocking=True),
-                                                 labels=labels[part])  # fmt: skip
-                    begin = torch.arange(len(pixels), device=self.device) * (height * width)
-                here = slice(part.start - first, part.stop - first, part.step)
-                yield self.augment.take(images, begin, places[here]), labels[part]
+        labels = images.labels[there]
+        if not self.resident:  # what is sent is a batch, so an image's number is that within its batch
+            there = torch.cat([torch.arange(len(part)) for part in self.parts]).to(self.device)
+        sizes = [len(part) for part in self.parts]
+        # Of all batches at once: many small operations, which would cost a GPU time in every step.
+        places = self.augment.places(draws, there, height, width)
+        batches = (values.split(sizes) for values in (order, labels, *places))
+        for index, y, *here in zip(*batches, strict=True):
+            pixels = images.pixels if self.resident else self.sent(images.pixels[index])
+            yield self.augment.take(pixels, here, images.mean, images.std), y
+
+    def sent(self, pixels: torch.Tensor) -> torch.Tensor:
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory()  # then the CPU need not wait for the copy
+        return pixels.to(self.device, non_blocking=True)
 
 
-class WorkerLoader(_Loader):
+class WorkerLoader(_Loader, torch.utils.data.Dataset):
     """Image by image through an albumentations pipeline, in ``workers`` processes (0: in this one)."""
 
-    def __init__(self, images: Images, transform, recipe: Recipe, device, shard) -> None:
-        super().__init__(images, recipe, device, shard)
-        self.transform = transform
-
-    def first(self) -> torch.Tensor:
-        """The first image as the pipeline gives it."""
-        return _WholeBatches(self, torch.arange(len(self.images)), 0).augmented(0, 0)
-
-    def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        order = torch.randperm(len(self.images), generator=self._generator(epoch))
+    def epoch(self, epoch: int) -> Batches:
+        order = torch.randperm(len(self.images), generator=self.generator(epoch))
         batches = torch.utils.data.DataLoader(
-            _WholeBatches(self, order, epoch),
+            self,
+            sampler=[(epoch, part.tolist(), order[part].tolist()) for part in self.parts],
             batch_size=None,  # an item is a batch already
             num_workers=self.workers,
             worker_init_fn=_one_thread if self.workers else None,
@@ -162,42 +146,28 @@ class WorkerLoader(_Loader):
         )
         try:
             for x, y in batches:
-                x = x.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-                yield x, y.to(self.device, non_blocking=True)
+                yield _placed(x, y, self.device)
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
             raise_if_stopped()  # workers that got the same signal are not reported as crashed
             raise RunError(
-                "a worker process died: out of memory, or it could not start (a script needs an "
-                "if __name__ == '__main__' around its calls); the last checkpoint, if any, is kept: "
-                "the same call goes on from it, with workers=0 in one process"
+                "a worker process died: out of memory, or the script lacks if __name__ == '__main__' around its calls; "
+                "the same call goes on from the last checkpoint, if any, and with workers=0 in one process"
             ) from error
 
+    def __getitem__(self, batch: tuple) -> tuple[torch.Tensor, torch.Tensor]:
+        """A whole batch: a worker hands over few large tensors, not many small ones."""
+        epoch, places, index = batch
+        x = [self.augmented(image, place, epoch) for image, place in zip(index, places, strict=True)]
+        return torch.stack(x), self.images.labels[index]
 
-class _WholeBatches(torch.utils.data.Dataset):
-    """Item i is the whole batch i, or this shard of it: a worker hands over few large tensors, not many small ones."""
-
-    def __init__(self, loader: WorkerLoader, order: torch.Tensor, epoch: int) -> None:
-        self.images, self.transform, self.parts = loader.images, loader.transform, loader.parts
-        self.order, self.seed = order, (loader.seed, epoch)
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        part = self.parts[i]
-        index = self.order[part]
-        places = range(part.start, part.stop, part.step)
-        x = torch.stack([self.augmented(k, place) for k, place in zip(index.tolist(), places, strict=True)])
-        return x, self.images.labels[index]
-
-    def augmented(self, k: int, place: int) -> torch.Tensor:
+    def augmented(self, image: int, place: int, epoch: int) -> torch.Tensor:
         # A stream of random numbers an image, a function of (seed, epoch, its place in the order), whichever worker or
         # process makes it. All steps of the pipeline draw from it: seeded alike, two flips would always agree.
-        seed = seed_for(*self.seed, place)
-        self.transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        return self.transform(image=self.images.pixels[k].numpy())["image"]
+        seed = seed_for(self.seed, epoch, place)
+        self.augment.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        return self.augment(image=self.images.pixels[image].numpy())["image"]
 
 
 def _one_thread(worker: int) -> None:
@@ -213,15 +183,11 @@ class GivenLoader:
     ``DataLoader`` without a generator of its own does; training seeds that one before each epoch.
     """
 
-    sizes = images = None  # not known before they come
+    sizes = None  # not known before they come
 
     def __init__(self, batches, device: torch.device) -> None:
-        known = (
-            hasattr(batches, "__iter__")
-            and hasattr(batches, "__len__")
-            and not isinstance(batches, (str, torch.Tensor))
-        )
-        if not known or isinstance(batches, torch.utils.data.Dataset):
+        known = isinstance(batches, Iterable) and isinstance(batches, Sized)
+        if not known or isinstance(batches, (str, torch.Tensor)):
             raise InputError(
                 f"the data are a {type(batches).__name__}; they have to be Images (from_arrays makes them of arrays, "
                 "image_folder of a folder) or batches (x, y) with a length, such as a DataLoader"
@@ -233,22 +199,23 @@ class GivenLoader:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def epoch(self, epoch: int) -> Batches:
         if hasattr(sampler := getattr(self.batches, "sampler", None), "set_epoch"):
             sampler.set_epoch(epoch)
         for batch in self.batches:
-            yield _placed(batch, self.device)
+            match batch:
+                case torch.Tensor() as x, torch.Tensor() as y:
+                    yield _placed(x, y, self.device)
+                case _:
+                    raise InputError(f"a batch is a {type(batch).__name__}; it has to be two tensors, (x, y)")
 
 
-def _placed(batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(t, torch.Tensor) for t in batch)):
-        raise InputError(f"a batch is a {type(batch).__name__}; it has to be two tensors, (x, y)")
-    x, y = batch
+def _placed(x: torch.Tensor, y: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     layout = torch.channels_last if x.ndim == 4 else torch.preserve_format
     return x.to(device, non_blocking=True, memory_format=layout), y.to(device, non_blocking=True)
 
 
-def plain_batches(data, batch_size: int, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def plain_batches(data, batch_size: int, device: torch.device) -> Batches:
     """(x, y) of all images in order, normalised and nothing else; of a loader, what it gives: for evaluation."""
     if not isinstance(data, Images):
         yield from GivenLoader(data, device).epoch(0)

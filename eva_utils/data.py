@@ -86,19 +86,18 @@ def from_arrays(train: tuple, test: tuple, classes, name: str = "images") -> tup
     """
     splits = []
     for pixels, labels in (train, test):
-        pixels, labels = _pixels(pixels), np.asarray(labels)
-        labels = labels.astype(np.int64) if labels.dtype.kind in "iu" else labels
-        tensors = (torch.from_numpy(values) for values in (pixels, labels))
+        labels = np.asarray(labels)
+        check("the type of labels", str(labels.dtype), labels.dtype.kind in "iu", "whole numbers")
+        tensors = (torch.from_numpy(array) for array in (_pixels(pixels), labels.astype(np.int64)))
         splits.append(Images(*tensors, tuple(classes), (0.0,) * 3, (1.0,) * 3, name))
         check_labels(splits[-1])
     # From counts of the 256 values: exact, and no float copy of the data.
-    parts = np.array_split(splits[0].pixels.numpy(), 100)  # bincount makes int64 of what it counts
-    counts = np.stack([sum(np.bincount(part[..., c].ravel(), minlength=256) for part in parts) for c in range(3)])
+    counts = np.stack([channel.flatten().bincount(minlength=256) for channel in splits[0].pixels.unbind(3)])
     value = np.arange(256) / 255
     mean = counts @ value / counts.sum(1)
     std = np.sqrt(np.maximum(counts @ value**2 / counts.sum(1) - mean**2, 0))
     std[std == 0] = 1.0  # a constant channel stays finite when it is divided by this
-    return tuple(replace(images, mean=tuple(map(float, mean)), std=tuple(map(float, std))) for images in splits)
+    return tuple(replace(images, mean=tuple(mean.tolist()), std=tuple(std.tolist())) for images in splits)
 
 
 def _pixels(values) -> np.ndarray:
@@ -106,13 +105,12 @@ def _pixels(values) -> np.ndarray:
     array = np.asarray(values)
     if array.dtype.kind not in "iu" or (array.size and not 0 <= array.min() <= array.max() <= 255):
         raise InputError(f"pixels are {array.dtype}; they have to be whole numbers from 0 to 255 (floats: times 255)")
-    array = array.astype(np.uint8, copy=False)
     array = array[..., None] if array.ndim == 3 else array
-    ways = [axis for axis in (1, 3) if array.ndim == 4 and array.shape[axis] in (1, 3)]
+    axes = [axis for axis in (1, 3) if array.ndim == 4 and array.shape[axis] in (1, 3)]
     right = "(n, h, w, 3), (n, 3, h, w) or grey, and leave no doubt where the channels are"
-    check("the shape of pixels", np.shape(values), len(ways) == 1, right)
-    array = np.moveaxis(array, ways[0], 3)
-    return np.ascontiguousarray(array if array.shape[3] == 3 else array.repeat(3, axis=3))
+    check("the shape of pixels", np.shape(values), len(axes) == 1, right)
+    array = np.moveaxis(array, axes[0], 3)
+    return np.ascontiguousarray(array if array.shape[3] == 3 else array.repeat(3, axis=3), np.uint8)
 
 
 def cifar10(root: str | os.PathLike = "data") -> tuple[Images, Images]:
@@ -152,5 +150,5 @@ def digits() -> tuple[Images, Images]:
 
     data = load_digits()
     pixels = np.round(data.images * (255 / 16)).astype(np.uint8).repeat(4, axis=1).repeat(4, axis=2)
-    a, b, c, d = train_test_split(pixels, data.target, test_size=0.2, random_state=0, stratify=data.target)
-    return from_arrays((a, c), (b, d), [str(name) for name in data.target_names], "digits")
+    split = train_test_split(pixels, data.target, test_size=0.2, random_state=0, stratify=data.target)
+    return from_arrays(split[::2], split[1::2], [str(name) for name in data.target_names], "digits")

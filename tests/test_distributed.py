@@ -233,8 +233,8 @@ def test_a_mistake_is_told_once(tmp_path):
     ended = processes(2, "-m", "eva_utils", *TRAIN, "--batch-size", "478", "--out", tmp_path / "run")
     assert [status for status, _, _ in ended] == [2, 2]
     message = (
-        "eva-utils: error: batch_size is 478, which leaves 3 of the 1,437 training images for the smallest batch; "
-        "2 processes need 4 or more in each: choose another one or fewer processes\n"
+        "eva-utils: error: batch_size is 478; it has to be one that leaves each of 2 processes 2 or more of the 1,437 "
+        "training images in every batch\n"
     )
     assert sorted(err for _, _, err in ended) == ["", message]
 

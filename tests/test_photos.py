@@ -182,5 +182,5 @@ def test_uneven_classes_and_too_large_data_are_said(tmp_path, capsys, monkeypatc
     image_folder(root, size=16)
     assert "are uneven" in capsys.readouterr().out
     monkeypatch.setattr(photos_module.os, "sysconf", lambda name: 100)
-    with pytest.raises(InputError, match=r"13 images of 64 x 64 pixels take .* GB, .*--size 64"):
+    with pytest.raises(InputError, match=r"31 images of 64 x 64 pixels take .* GB, .*--size 64"):
         image_folder(root, size=64)
