@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from .errors import InputError
-from .run import plain, write_json
 
 LEARNS = 0.2  # LR_MIN: this share of the loss's fall is made, the network has begun to learn
 BEYOND = 6  # LR_MAX over the rate at which half of the fall is made; chosen by trainings (docs/rates.md)
@@ -21,19 +20,16 @@ SMOOTH = 11  # steps in the centred mean: centred, because an average of the pas
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Arrays (steps,): the rate of each step, the loss of its batch, and the loss smoothed.
+    """Arrays (steps,): the rate of each step, the loss of its batch, and the mean loss of ``SMOOTH`` steps around it,
+    in which a loss above the first ones counts as the highest of those.
 
-    Smoothed it is a mean over ``SMOOTH`` steps, where a loss above the first ones counts as the highest of those.
     guess: the loss of somebody who only guesses, ln(classes) in nats; infinite where the loss is another one.
     """
 
-    lr: np.ndarray
-    loss: np.ndarray
-    smooth: np.ndarray
+    lr: np.ndarray = field(repr=False)
+    loss: np.ndarray = field(repr=False)
+    smooth: np.ndarray = field(repr=False)
     guess: float = np.inf
-
-    def __repr__(self) -> str:
-        return f"Curve({len(self.lr)} steps, rates {self.lr[0]:.3g} to {self.lr[-1]:.3g})"
 
     def valley(self) -> tuple[int, int]:
         """The step with the lowest smoothed loss of the valley, and the first step behind it (or their number).
@@ -45,7 +41,7 @@ class Curve:
         fall = lowest[0] - lowest
         # Before half of the whole fall is made, a rise is a bump on the way.
         up = (self.smooth > lowest + TURNS * fall) & (fall >= fall[-1] / 2)
-        edge = int(up.argmax()) if up.any() else len(up)
+        edge = int(np.append(up, True).argmax())
         return int(self.smooth[:edge].argmin()), edge
 
     @property
@@ -57,8 +53,7 @@ class Curve:
         """The rate at which this share (above 0) of the fall from ``start`` is made, between two steps."""
         lowest = np.minimum.accumulate(self.smooth[: self.valley()[0] + 1])
         made = (start - lowest) / (start - lowest[-1])
-        after = max(1, int(np.argmax(made >= share)))
-        return float(np.exp(np.interp(share, made[after - 1 : after + 1], np.log(self.lr[after - 1 : after + 1]))))
+        return float(np.exp(np.interp(share, made, np.log(self.lr[: len(made)]))))
 
     def half(self) -> float:
         """The rate at which half of the fall is made."""
@@ -77,18 +72,16 @@ class LRRange:
     settings: dict | None = None
 
     def __repr__(self) -> str:
-        return f"LRRange(lr_min={self.lr_min:.3g}, lr_max={self.lr_max:.3g}, {self.curve!r})"
-
-    def save(self, path: Path) -> None:
-        write_json(path, {**vars(self), "curve": plain(vars(self.curve))})
+        return f"LRRange(lr_min={self.lr_min:.3g}, lr_max={self.lr_max:.3g}, of {len(self.curve.lr)} steps)"
 
     @classmethod
     def load(cls, path: Path) -> LRRange:
         """Raises ``InputError`` if the file is something else."""
         try:
-            state = json.loads(Path(path).read_text(encoding="utf8"))
-            curve = {key: np.array(value) if key != "guess" else value for key, value in state.pop("curve").items()}
-            return cls(curve=Curve(**curve), **state)
+            state = json.loads(path.read_text(encoding="utf8"))
+            curve = state.pop("curve")
+            arrays = {key: np.array(curve.pop(key)) for key in ("lr", "loss", "smooth")}
+            return cls(curve=Curve(**arrays, **curve), **state)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"{str(path)!r} cannot be read as a range test ({error}); delete it") from error
 
@@ -100,44 +93,37 @@ def read_curve(lr: np.ndarray, loss: np.ndarray, guess: float = np.inf) -> LRRan
     starts above it; but never where the loss has come up again by 40 % of the whole fall. LR_MIN is where a fifth of
     the whole fall is made, at most a tenth of LR_MAX. Raises ``InputError`` for a curve that cannot be read.
     """
-    finite = np.isfinite(loss)
-    end = len(loss) if finite.all() else int(finite.argmin())
-    lr, loss = lr[:end], loss[:end]
-    if not end:
-        raise InputError("the loss of the range test is not finite from its first step; check data and model")
+    end, half = int(np.append(~np.isfinite(loss), True).argmax()), SMOOTH // 2
+    blew_up = end < len(loss) or loss[-1] > STOPS * loss.min()
     if end < 2 * SMOOTH:
-        cure = "lower lr_start" if not finite.all() or loss[-1] > STOPS * loss.min() else "take more steps"
-        raise InputError(f"the range test gave {end} losses, up to a rate of {lr[-1]:.3g}: too short to read; {cure}")
-    half = SMOOTH // 2
-    # How far a blow-up goes means nothing, but the mean would carry it back to rates before it.
-    level = np.minimum(loss, top := loss[:half].max())
-    if blew_up := not finite.all() or loss[-1] > STOPS * loss.min():
-        level = np.append(level, [top] * half)  # the mean shall see it coming, as it does one in the middle
-    curve = Curve(lr, loss, np.array([level[max(0, i - half) : i + half + 1].mean() for i in range(end)]), float(guess))
+        cure = "check data and model" if end == 0 else "lower lr_start" if blew_up else "take more steps"
+        raise InputError(f"the range test gave {end} finite losses; {2 * SMOOTH} or more can be read: {cure}")
+    lr, loss = lr[:end], loss[:end]
+    after = [np.inf] * half if blew_up else []  # the mean shall see a blow-up coming, as it does one in the middle
+    level = np.minimum([*loss, *after], loss[:half].max())  # and not carry back how far it goes, which means nothing
+    smooth = np.array([level[max(0, i - half) : i + half + 1].mean() for i in range(end)])
+    curve = Curve(lr, loss, smooth, float(guess))
     low, edge = curve.valley()
-    start, bottom = curve.smooth[0], curve.smooth[low]
+    start, bottom = smooth[0], smooth[low]
     noise = np.std(np.diff(level[: low + 1])) / np.sqrt(SMOOTH) if low > 1 else np.inf
     # The noise is that of the whole fall: far above a guess, losses jump more than below it.
     if start - bottom < 5 * noise or curve.fall_from - bottom < 0.01 * abs(start):
         raise InputError(
             f"the curve of the range test is flat: the loss came from {start:.3g} to {bottom:.3g} between rates "
-            f"{lr[0]:.3g} and {lr[-1]:.3g}, which is no learning; check data and model, "
-            "take a wider range, and a network that is not trained yet"
+            f"{lr[0]:.3g} and {lr[-1]:.3g}; check data and model, a wider range, a network that is not trained yet"
         )
-    middle, last = curve.half(), float(lr[edge - 1])
+    middle, last, begun = curve.half(), float(lr[edge - 1]), curve.rate_at(LEARNS, start)
     lr_max = min(BEYOND * middle, last)
-    lr_min = min(found := curve.rate_at(LEARNS, start), lr_max / APART)
-    limit = f"last rate before the loss comes up again by {TURNS:.0%} of its fall"
-    if edge == end:
-        limit = "last rate before the loss blew up" if blew_up else "test's last rate"
+    lr_min = min(begun, lr_max / APART)
     since = f" from {curve.fall_from:.2f}, the loss of a guess," if guess < start else ""
+    limit = f"before the loss comes up again by {TURNS:.0%} of its fall" if edge < end else "that gave a finite loss"
     reasons = {
         "lr_min": f"the loss falls from {start:.2f} to {bottom:.2f} (at a rate of {lr[low]:.3g}); here it has "
         f"made {LEARNS:.0%} of that: the network has begun to learn."
-        if lr_min == found
-        else f"a tenth of LR_MAX; {LEARNS:.0%} of the fall is made later, at {found:.3g}.",
+        if lr_min == begun
+        else f"a tenth of LR_MAX; {LEARNS:.0%} of the fall is made later, at {begun:.3g}.",
         "lr_max": f"{BEYOND} times {middle:.3g}, the rate at which half of the fall{since} is made."
-        if BEYOND * middle <= last
-        else f"the {limit}; {BEYOND} times the rate at half of the fall would be higher.",
+        if lr_max < last
+        else f"the last rate {limit}; {BEYOND} times the rate at half of the fall would be higher.",
     }
-    return LRRange(float(lr_min), float(lr_max), reasons, curve)
+    return LRRange(lr_min, lr_max, reasons, curve)

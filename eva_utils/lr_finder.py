@@ -8,27 +8,25 @@ import io
 import math
 import time
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+from tqdm.std import tqdm
 
 from .batches import loader, seed_for
-from .data import Images
 from .device import choose_device, choose_precision, forget_failed_step, keep_memory, seeded
 from .errors import InputError, check
 from .identity import check_network, identity
 from .lr_curve import SMOOTH, STOPS, LRRange, read_curve
 from .processes import on_first, raise_if_stopped, stoppable
 from .recipe import Recipe
-from .run import CHECKPOINT, RANGE, differences, exclusive, folder_of
+from .run import CHECKPOINT, RANGE, differences, exclusive, folder_of, plain, write_json
 from .schedule import ratios
 from .train import set_rate, set_train_mode, step
-
-RANGES = {"sgd": (1e-3, 10.0), "adamw": (1e-5, 0.1)}  # of the rates tested; a function's optimizer takes the second
-STEPS_TESTED = 90
 
 
 @on_first
@@ -40,25 +38,24 @@ def find_lr(
     folder: str | Path | None = None,
     lr_start: float | None = None,
     lr_end: float | None = None,
-    steps: int = STEPS_TESTED,
+    steps: int = 90,
 ) -> LRRange:
-    """LR_MIN and LR_MAX for ``model`` by a range test: ``steps`` training steps at growing rates (``read_curve`` says
-    how they are read). That one test gives both is L. N. Smith's idea (arXiv:1506.01186, section 3.3).
+    """LR_MIN and LR_MAX for ``model`` by a range test: ``steps`` training steps at growing rates, on a copy of it.
+    That one test gives both is L. N. Smith's idea (arXiv:1506.01186, section 3.3); ``read_curve`` says how.
 
     train: ``Images``, or any iterable of (x, y) batches with a length. lr_start, lr_end: by default 0.001 to 10 for
-    SGD, 0.00001 to 0.1 for other optimizers; the factor 6 is measured on these, 90 steps over four decades. The test
-    works on a copy: the model, its mode, the random number generators and all else are left as they were.
-    folder: a run's; the result is kept there, and a later call with the same arguments reads it instead of testing
-    again. Of several processes, which all have to call this, rank 0 alone makes the test, with whole batches.
+    SGD, 0.00001 to 0.1 for other optimizers; the factor 6 is measured on these, 90 steps over four decades.
+    folder: a run's; the result is kept there, and a later call with the same arguments reads it. Of several
+    processes, which all have to call this, rank 0 alone makes the test, with whole batches.
 
-    Raises ``InputError`` if the curve is too short, flat, or NaN from the start, and where a training with other
-    arguments, or from other weights, lies in ``folder``.
+    Raises ``InputError`` if the curve cannot be read, or if ``folder`` holds a training with other arguments or from
+    other first weights.
     """
-    start, end = RANGES["sgd" if recipe.optimizer == "sgd" else "adamw"]
-    start, end = lr_start or start, lr_end or end
-    check("lr_start and lr_end", (start, end), 0 < start < end < np.inf, "positive and in this order")
+    low, high = (1e-3, 10.0) if recipe.optimizer == "sgd" else (1e-5, 0.1)
+    start, end = low if lr_start is None else lr_start, high if lr_end is None else lr_end
+    check("lr_start and lr_end", (start, end), 0 < start < end < math.inf, "positive and in this order")
     check("steps", steps, steps >= 3 * SMOOTH, f"{3 * SMOOTH} or more, to give a curve that can be read")
-    check_network(model, train, recipe)
+    outputs = check_network(model, train)
     settings = identity(model, train, recipe, lr_start=start, lr_end=end, steps=steps)
     file = None if folder is None else folder_of(folder) / RANGE
     with exclusive(file.parent) if file else contextlib.nullcontext():
@@ -73,27 +70,25 @@ def find_lr(
                     "choose another folder, start over (--fresh), or make the model anew after torch.manual_seed(seed)"
                 )
         begun = time.perf_counter()
-        guess = np.inf
-        if recipe.criterion is None:
-            guess = math.log(len(train.classes) if isinstance(train, Images) else _outputs(model, train))
+        guess = math.inf if recipe.criterion else math.log(outputs)
         found = read_curve(*range_test(model, train, recipe, start, end, steps), guess)
-        found = LRRange(found.lr_min, found.lr_max, found.reasons, found.curve, time.perf_counter() - begun, settings)
+        found = replace(found, seconds=time.perf_counter() - begun, settings=settings)
         if file:
-            found.save(file)
+            write_json(file, plain(found))
     return found
 
 
-def _outputs(model: nn.Module, batches) -> int:
-    from .identity import answers
+def range_test(model: nn.Module, train, recipe: Recipe, lr_start: float, lr_end: float, steps: int):
+    """torch-lr-finder's range test on a copy of ``model``, in the training's own steps: rates and losses, unsmoothed.
 
-    return len(answers(model, batches)[0])
-
-
-def range_test(model: nn.Module, train, recipe: Recipe, lr_start: float, lr_end: float, steps: int = STEPS_TESTED):
-    """torch-lr-finder's range test on a copy of ``model``, each step of it the training's own.
-
-    Rates and losses, unsmoothed, as arrays of up to ``steps`` values: it stops at five times the lowest loss.
+    Arrays of up to ``steps`` values: it stops at five times the lowest loss.
     """
+    with warnings.catch_warnings(action="ignore"):  # tqdm.autonotebook's announcement
+        import torch_lr_finder.lr_finder as library
+
+    # The library's own bar would be a widget in a notebook, and widgets break GitHub's rendering.
+    library.tqdm = partial(tqdm, desc="range test", unit="step", leave=False, mininterval=10, delay=10)
+
     device = choose_device(recipe.device)
     precision = choose_precision(device, recipe.precision)
     if device.type == "cpu":
@@ -104,39 +99,24 @@ def range_test(model: nn.Module, train, recipe: Recipe, lr_start: float, lr_end:
     optimizer = recipe.make_optimizer(network.parameters())
     shares = ratios(optimizer)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tqdm.autonotebook's announcement, at import
-        import torch_lr_finder.lr_finder as library
-    from tqdm.std import tqdm
-
-    # The library's own bar would be a widget in a notebook, and widgets break GitHub's rendering.
-    library.tqdm = partial(tqdm, desc="range test", unit="step", leave=False, mininterval=10, delay=10)
-
-    class Endless(library.TrainDataLoaderIter):
-        def __init__(self, batches):
-            self.batches = batches
 
     class Finder(library.LRFinder):
         def _train_batch(self, train_iter, accumulation_steps, non_blocking_transfer=True):
             raise_if_stopped()
-            set_rate(self.optimizer, self.optimizer.param_groups[0]["lr"], shares)
-            x, y = next(train_iter.batches)
-            return step(self.model, self.optimizer, scaler, recipe, x, y, precision)[0].item()
+            set_rate(optimizer, optimizer.param_groups[0]["lr"], shares)
+            x, y = next(train_iter)
+            return step(network, optimizer, scaler, recipe, x, y, precision)[0].item()
 
-    finder = Finder(network, optimizer, recipe.loss, device=device)
+    finder = Finder(network, optimizer, criterion=None, device=device)
+    endless = library.TrainDataLoaderIter(batch for epoch in range(steps) for batch in batches.epoch(epoch))
     with (
         forget_failed_step(),
         stoppable(between_steps=True),
         seeded(device, seed_for(recipe.seed, 0, 1)),  # for Dropout and the like
         torch.inference_mode(False),
         torch.enable_grad(),
-        warnings.catch_warnings(),
+        warnings.catch_warnings(action="ignore"),  # torch's, of a first step that fp16 skips
         contextlib.redirect_stdout(io.StringIO()),
     ):
-        # Unsmoothed, because smoothing is ours (centred).
-        warnings.simplefilter("ignore")  # torch's, of a first step that fp16 skips
-        endless = (batch for epoch in range(steps) for batch in batches.epoch(epoch))
-        finder.range_test(
-            Endless(endless), start_lr=lr_start, end_lr=lr_end, num_iter=steps, smooth_f=0, diverge_th=STOPS
-        )
+        finder.range_test(endless, None, lr_start, lr_end, steps, smooth_f=0, diverge_th=STOPS)  # smoothing is ours
     return np.array(finder.history["lr"]), np.array(finder.history["loss"])

@@ -8,7 +8,7 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-from .errors import InputError, check
+from .errors import InputError, check, first_line
 
 
 def conv_bn(inputs: int, outputs: int, pool: bool = False) -> nn.Sequential:
@@ -51,9 +51,6 @@ class Scale(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * self.factor
 
-    def extra_repr(self) -> str:
-        return "" if self.factor.is_meta else f"{self.factor:g}"
-
 
 class ResNet9(nn.Sequential):
     """ResNet for small images: (n, 3, 32, 32) normalised pixels -> (n, num_classes) logits.
@@ -69,22 +66,14 @@ class ResNet9(nn.Sequential):
     def __init__(self, num_classes: int = 10, width: int = 64, logit_scale: float = 0.125) -> None:
         check("num_classes", num_classes, num_classes >= 2, "2 or more")
         check("width", width, 1 <= width <= 4096, "between 1 and 4096")
-        super().__init__(
-            OrderedDict(
-                prep=conv_bn(3, width),
-                layer1=Residual(width, 2 * width),
-                layer2=conv_bn(2 * width, 4 * width, pool=True),
-                layer3=Residual(4 * width, 8 * width),
-                head=nn.Sequential(
-                    OrderedDict(
-                        pool=GlobalMaxPool(),
-                        flatten=nn.Flatten(),
-                        linear=nn.Linear(8 * width, num_classes, bias=False),
-                        scale=Scale(logit_scale),
-                    )
-                ),
-            )
-        )
+        super().__init__()
+        self.prep = conv_bn(3, width)
+        self.layer1 = Residual(width, 2 * width)
+        self.layer2 = conv_bn(2 * width, 4 * width, pool=True)
+        self.layer3 = Residual(4 * width, 8 * width)
+        linear = nn.Linear(8 * width, num_classes, bias=False)
+        head = OrderedDict(pool=GlobalMaxPool(), flatten=nn.Flatten(), linear=linear, scale=Scale(logit_scale))
+        self.head = nn.Sequential(head)
 
 
 def summary(model: nn.Module, size: int = 32) -> str:
@@ -95,28 +84,27 @@ def summary(model: nn.Module, size: int = 32) -> str:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    rows, before, counter = [], [], FlopCounterMode(display=False)
+    shapes, counter = {}, FlopCounterMode(display=False)
     network = copy.deepcopy(model).eval()  # hooks and mode are those of a copy
-
-    def end(name: str, module: nn.Module, output) -> None:
-        macs = (counter.get_total_flops() - before.pop()) // 2
-        shape = getattr(output, "shape", ["", "several"])  # a user's layer may return a tuple
-        rows.append((name, " x ".join(map(str, shape[1:])), sum(p.numel() for p in module.parameters()), macs))
-
-    for name, module in network.named_modules():
-        if not any(module.children()):
-            name = name or type(module).__name__
-            module.register_forward_pre_hook(lambda *_: before.append(counter.get_total_flops()))
-            module.register_forward_hook(lambda module, _, output, name=name: end(name, module, output))
+    for module in network.modules():
+        module.register_forward_hook(lambda module, _, output: shapes.update({module: getattr(output, "shape", None)}))
     try:
         with torch.no_grad(), counter:
             network(next(network.parameters()).new_zeros(1, 3, size, size))
     except RuntimeError as error:
-        reason = str(error).split("\n")[0]
-        raise InputError(
-            f"the model cannot take an image of {size} x {size} pixels ({reason}); give size= for others"
-        ) from error
-    total = ("total", "", sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
-    lines = [f"{name:<28} {shape:>14} {count:>12,} {macs / 1e6:>10.2f}" for name, shape, count, macs in [*rows, total]]
+        what = f"the model cannot take an image of {size} x {size} pixels ({first_line(error)})"
+        raise InputError(f"{what}; give size= for others") from error
+    flops, root = counter.get_flop_counts(), type(network).__name__
+
+    def row(name: str, shape: str, module: nn.Module, counted: str) -> str:
+        parameters, macs = sum(p.numel() for p in module.parameters()), sum(flops.get(counted, {}).values()) / 2
+        return f"{name:<28} {shape:>14} {parameters:>12,} {macs / 1e6:>10.2f}"
+
+    rows = []
+    for name, module in network.named_modules(remove_duplicate=False):
+        if module in shapes and not any(module.children()):
+            shape = "several" if shapes[module] is None else " x ".join(map(str, shapes[module][1:]))
+            rows.append(row(name or root, shape, module, f"{root}.{name}".rstrip(".")))
     head = f"{'layer':<28} {'output':>14} {'parameters':>12} {'mult-adds/M':>11}"
-    return "\n".join([head, "-" * len(head), *lines[:-1], "-" * len(head), lines[-1]])
+    rule = "-" * len(head)
+    return "\n".join([head, rule, *rows, rule, row("total", "", network, "Global")])

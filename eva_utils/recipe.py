@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 
@@ -12,11 +13,10 @@ from torch import nn
 from .augment import Augment
 from .errors import check
 
-INF = float("inf")
 
-
-def option(default, help: str, right: str | tuple = "", ok: Callable = lambda value: True, compared: bool = True):
+def option(default, help: str, right: str | tuple = "", ok: Callable | None = None, compared: bool = True):
     """A field of ``Recipe``. right: the values it may have, in words, or as a tuple of them; ok: whether it has."""
+    ok = ok or (lambda value: not right or value in right)
     return field(default=default, metadata={"help": help, "right": right, "ok": ok, "compared": compared})
 
 
@@ -28,10 +28,8 @@ class Recipe:
     ends with ``A.Normalize(train.mean, train.std), ToTensorV2()``. optimizer: "sgd" (Nesterov), "adamw", or a function
     of the parameters that makes one; parameter groups keep the ratio of their rates. criterion: a function of logits
     and labels that gives the mean loss of a batch; None for cross-entropy. ema: in essence the power function EMA of
-    T. Karras et al., arXiv:2312.02696, whose gamma is 1 / ema - 1.
-
-    precision, device and workers say how it is computed and not what, so they may change when a run goes on.
-    Raises ``InputError`` for a value that is out of its limits.
+    T. Karras et al., arXiv:2312.02696, whose gamma is 1 / ema - 1. precision, device and workers say how it is
+    computed, so they may change when a run goes on. Raises ``InputError`` for a value that is out of its limits.
     """
 
     batch_size: int = option(512, "images a step, of all processes together", "1 or more", lambda v: v >= 1)
@@ -41,15 +39,14 @@ class Recipe:
         lambda v: v is None or isinstance(v, Augment) or hasattr(v, "set_random_state"),
     )  # fmt: skip
     engine: str = option("batch", "augment by batch on the device, or by image in workers", ("batch", "albumentations"))
-    optimizer: object = option("sgd", "what takes the steps", ("sgd", "adamw"))
+    optimizer: object = option(
+        "sgd", "what takes the steps", ("sgd", "adamw"), lambda v: v in ("sgd", "adamw") or callable(v)
+    )
     momentum: float = option(0.9, "of SGD, Nesterov's", "0 or more and below 1", lambda v: 0 <= v < 1)
-    weight_decay: float = option(1e-3, "of the optimizer", "0 or more", lambda v: 0 <= v < INF)
+    weight_decay: float = option(1e-3, "of the optimizer", "0 or more", lambda v: 0 <= v < math.inf)
     label_smoothing: float = option(0.0, "of the training loss", "0 or more and below 1", lambda v: 0 <= v < 1)
     criterion: object = option(None, "the training loss", "a function or None", lambda v: v is None or callable(v))
-    ema: float = option(
-        0.05, "time constant of the averaged weights, a share of the steps so far", "above 0 and at most 1",
-        lambda v: 0 < v <= 1,
-    )  # fmt: skip
+    ema: float = option(0.05, "averaging time over the steps so far", "above 0 and at most 1", lambda v: 0 < v <= 1)
     precision: str = option("auto", "number format", ("auto", "bf16", "fp16", "fp32"), compared=False)
     device: str | None = option(None, "cpu, cuda, cuda:1, ... (the first GPU, else the CPU)", compared=False)
     workers: int = option(
@@ -61,11 +58,8 @@ class Recipe:
             value, right = getattr(self, f.name), f.metadata["right"]
             if type(f.default) in (int, float):
                 check(f.name, value, isinstance(value, (int, float)) and not isinstance(value, bool), "a number")
-                check(f.name, value, type(f.default) is float or value == int(value), "a whole number")
-            if isinstance(right, tuple):
-                check(f.name, value, value in right or (f.name == "optimizer" and callable(value)), " or ".join(right))
-            else:
-                check(f.name, value, f.metadata["ok"](value), right)
+                check(f.name, value, type(f.default) is float or value % 1 == 0, "a whole number")
+            check(f.name, value, f.metadata["ok"](value), " or ".join(right) if isinstance(right, tuple) else right)
 
     def compared(self) -> dict:
         """What decides the result."""
@@ -85,12 +79,10 @@ class Recipe:
         parameters = [p for p in parameters if p.requires_grad]
         if callable(self.optimizer):
             return self.optimizer(parameters)
+        common = {"lr": 1.0, "weight_decay": self.weight_decay, "fused": True}
         if self.optimizer == "adamw":
-            return torch.optim.AdamW(parameters, lr=1.0, weight_decay=self.weight_decay, fused=True)
-        optimizer = torch.optim.SGD(
-            parameters, lr=1.0, momentum=self.momentum, nesterov=self.momentum > 0, weight_decay=self.weight_decay,
-            fused=True,
-        )  # fmt: skip
+            return torch.optim.AdamW(parameters, **common)
+        optimizer = torch.optim.SGD(parameters, momentum=self.momentum, nesterov=self.momentum > 0, **common)
         if self.momentum:
             # Fused SGD makes its buffers without filling them, and leaves that if a scaler skips the very first step.
             for p in parameters:

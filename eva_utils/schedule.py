@@ -1,7 +1,7 @@
 """Learning-rate policies: pure functions of the epoch (a float), so plot and training cannot disagree.
 
-``policy(epoch)`` gives the rate at that epoch, for a number or an array. An epoch is a float: step 49 of 98 in the
-eighth epoch is 7.5. The cyclic policies only divide by ``step_size``, so both may be counted in iterations as well.
+``policy(epoch)`` gives the rate at that epoch, for a number or an array. Step 49 of 98 in the eighth epoch is 7.5.
+The cyclic policies only divide by ``step_size``, so both may be counted in iterations as well.
 """
 
 from __future__ import annotations
@@ -12,22 +12,28 @@ import numpy as np
 
 from .errors import check
 
+# Of each field that a policy may have: what it has to be, and whether it is.
+LIMITS = {
+    "lr": ("a positive number", lambda p: 0 < p.lr < np.inf),
+    "lr_min": ("a positive number", lambda p: 0 < p.lr_min < np.inf),
+    "lr_max": ("above lr_min, which is {p.lr_min!r}", lambda p: p.lr_min < p.lr_max < np.inf),
+    "step_size": ("a positive number of epochs", lambda p: 0 < p.step_size < np.inf),
+    "gamma": ("in (0, 1]", lambda p: 0 < p.gamma <= 1),
+    "epochs": ("between 1 and 1,000,000", lambda p: 1 <= p.epochs <= 1e6),
+    "peak_epoch": ("above 0 and below epochs, which is {p.epochs}", lambda p: 0 < p.peak_epoch < p.epochs),
+    "milestones": ("growing shares of the epochs, between 0 and 1", lambda p: all(np.diff([0, *p.milestones, 1]) > 0)),
+}
+
 
 class _Policy:
-    lr_min: float
-    lr_max: float
-
     def __post_init__(self) -> None:
-        check("lr_min", self.lr_min, 0 < self.lr_min < np.inf, "a positive number")
-        check("lr_max", self.lr_max, self.lr_min < self.lr_max < np.inf, f"above lr_min, which is {self.lr_min!r}")
-
-    def _height(self, epoch: np.ndarray) -> np.ndarray:
-        """The rate's place between lr_min (0) and lr_max (1)."""
-        raise NotImplementedError
+        for name, (right, ok) in LIMITS.items():
+            if hasattr(self, name):
+                check(name, getattr(self, name), ok(self), right.format(p=self))
 
     def __call__(self, epoch):
         """The learning rate at ``epoch``: a float for a number, an array of the same shape for an array."""
-        height = self._height(np.asarray(epoch, dtype=float))
+        height = self._height(np.asarray(epoch, dtype=float))  # from 0 at lr_min to 1 at lr_max
         # Written as a weighted mean and not as lr_min + height * span: exact at both ends, where it matters.
         rate = np.clip((1 - height) * self.lr_min + height * self.lr_max, self.lr_min, self.lr_max)
         return float(rate) if np.ndim(epoch) == 0 else rate
@@ -72,53 +78,39 @@ class Triangular(_Policy):
     lr_max: float
     step_size: float
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check("step_size", self.step_size, 0 < self.step_size < np.inf, "a positive number of epochs")
+    def _cycle(self, epoch):
+        return np.floor(1 + epoch / self.step_size / 2)  # counted from 1, as in the paper
 
     def _height(self, epoch):
-        # The paper's form, 1 - |epoch / step_size - 2 * cycle + 1|, with its cycle counted from 1.
-        position = epoch / self.step_size
-        cycle = np.floor(1 + position / 2)
-        return (1 - np.abs(position - 2 * cycle + 1)) * self._scale(epoch, cycle)
-
-    def _scale(self, epoch, cycle):
-        return 1.0
+        return 1 - np.abs(epoch / self.step_size - 2 * self._cycle(epoch) + 1)
 
 
 @dataclass(frozen=True)
 class Triangular2(Triangular):
     """The zigzag whose height halves with every cycle ("triangular2" in arXiv:1506.01186)."""
 
-    def _scale(self, epoch, cycle):
-        return 0.5 ** np.maximum(cycle - 1, 0)  # before epoch 0 there is no cycle to be larger than the first
+    def _height(self, epoch):
+        # Before epoch 0 there is no cycle to be larger than the first.
+        return super()._height(epoch) * 0.5 ** np.maximum(self._cycle(epoch) - 1, 0)
 
 
 @dataclass(frozen=True)
 class ExpRange(Triangular):
-    """The zigzag whose height shrinks by ``gamma`` every epoch: "exp_range" as torch's ``CyclicLR`` has it.
-
-    (In arXiv:1506.01186, section 3.1, LR_MIN declines as well.)
-    ``gamma`` is per unit of the argument: per epoch here, per iteration if you call it with iterations.
+    """The zigzag whose height shrinks by ``gamma`` every epoch, or every iteration if it is called with these:
+    "exp_range" as torch's ``CyclicLR`` has it. (In arXiv:1506.01186, section 3.1, LR_MIN declines as well.)
     """
 
     gamma: float = 0.95
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check("gamma", self.gamma, 0 < self.gamma <= 1, "in (0, 1]")
-
-    def _scale(self, epoch, cycle):
-        return self.gamma ** np.maximum(epoch, 0)
+    def _height(self, epoch):
+        return super()._height(epoch) * self.gamma ** np.maximum(epoch, 0)
 
 
 @dataclass(frozen=True)
 class OneCycle(_Policy):
-    """One triangle: lr_min at epoch 0, lr_max at ``peak_epoch``, lr_min again at ``epochs``, and no annihilation.
+    """One triangle: lr_min at epoch 0, lr_max at ``peak_epoch``, lr_min again at ``epochs`` and outside.
 
-    Smith's 1cycle policy ends with a phase far below lr_min, the annihilation; this one never goes below lr_min.
-    Outside [0, epochs] the rate is lr_min.
-
+    No annihilation: Smith's 1cycle policy ends with a phase far below lr_min, this one never goes below lr_min.
     Source: L. N. Smith, N. Topin, "Super-Convergence", arXiv:1708.07120; L. N. Smith, arXiv:1803.09820.
     """
 
@@ -127,35 +119,20 @@ class OneCycle(_Policy):
     lr_min: float
     lr_max: float
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check("epochs", self.epochs, 1 <= self.epochs <= 1e6, "between 1 and 1,000,000")
-        right = f"above 0 and below epochs, which is {self.epochs}"
-        check("peak_epoch", self.peak_epoch, 0 < self.peak_epoch < self.epochs, right)
-
     def _height(self, epoch):
         return np.interp(epoch, [0, self.peak_epoch, self.epochs], [0, 1, 0])
 
 
 @dataclass(frozen=True)
 class StepDecay(_Policy):
-    """``lr``, times ``gamma`` from each of ``milestones`` on: the ordinary schedule, to compare one-cycle with.
-
-    milestones: shares of ``epochs``, growing; with none, the rate is constant.
+    """The ordinary schedule, to compare one-cycle with: ``lr``, times ``gamma`` from each of ``milestones`` on,
+    which are growing shares of ``epochs``; with none, the rate is constant.
     """
 
     epochs: float
     lr: float
     gamma: float = 0.1
     milestones: tuple[float, ...] = (0.5, 0.75)
-
-    def __post_init__(self) -> None:
-        check("epochs", self.epochs, 1 <= self.epochs <= 1e6, "between 1 and 1,000,000")
-        check("lr", self.lr, 0 < self.lr < np.inf, "a positive number")
-        check("gamma", self.gamma, 0 < self.gamma <= 1, "in (0, 1]")
-        shares = (0, *self.milestones, 1)
-        right = "growing shares of the epochs, between 0 and 1"
-        check("milestones", self.milestones, list(shares) == sorted(set(shares)), right)
 
     def __call__(self, epoch):
         passed = np.searchsorted(np.multiply(self.milestones, self.epochs), epoch, side="right")

@@ -22,6 +22,13 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", params=["cpu", *["cuda"] * torch.cuda.is_available()])
+def device(request) -> str:
+    """A test that takes it runs on the CPU, and on the GPU where there is one."""
+    torch.backends.cudnn.deterministic = True  # two trainings are compared, so a GPU shall sum in one order
+    return request.param
+
+
 @pytest.fixture
 def tiny():
     """(train, test): 32 and 12 random images of 16 x 16 in three classes."""

@@ -1,15 +1,15 @@
 """The range test: the rates are where a known curve has them, it takes the training's step, and nothing outside
 feels it."""
 
-import copy
 import random
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from tqdm.std import tqdm
 
-from eva_utils import Augment, InputError, OneCycle, Recipe, ResNet9, digits, find_lr, fit, lr_finder
+from eva_utils import Augment, InputError, OneCycle, Recipe, digits, find_lr, fit, lr_finder
 from eva_utils.lr_curve import BEYOND, LRRange, read_curve
 
 LR = np.geomspace(1e-3, 10, 90)
@@ -32,31 +32,15 @@ def step_of(rate: float) -> float:
 
 @pytest.fixture(scope="module")
 def images():
-    return digits()[0]
+    return digits()[0][:512]
 
 
-@pytest.fixture(scope="module")
-def model():
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        return ResNet9(10, width=4)
-
-
-@pytest.fixture(scope="module")
-def found(model, images):
-    return find_lr(model, images, RECIPE, steps=60)
-
-
-def users_network() -> nn.Module:
-    """With BatchNorm's buffers and Dropout's randomness."""
+@pytest.fixture
+def model() -> nn.Module:
+    """A user's, with BatchNorm's buffers and Dropout's randomness."""
     return nn.Sequential(
         nn.Flatten(), nn.Linear(3 * 32 * 32, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.3), nn.Linear(32, 10)
     )
-
-
-def batches(images, n: int = 256) -> torch.utils.data.DataLoader:
-    pairs = torch.utils.data.TensorDataset(images.pixels[:n].permute(0, 3, 1, 2) / 255, images.labels[:n])
-    return torch.utils.data.DataLoader(pairs, batch_size=64, shuffle=True)
 
 
 # The rule, on curves whose answer is known
@@ -72,12 +56,11 @@ def test_rates_of_a_valley():
 
 def test_a_start_above_a_guess_does_not_count_for_lr_max():
     # First weights that are sure and wrong: what they lose at once is no learning. A lower start counts as it is.
-    sure = curve((10, 2.3), (60, 1.3), (89, 2.0)) + np.interp(np.arange(90), (0, 10, 20), (2, 2, 0))
+    sure = VALLEY + np.interp(np.arange(90), (0, 10, 20), (2, 2, 0))
     read = read_curve(LR, sure, guess=2.3)
-    assert read.curve.fall_from == 2.3
     half = np.argmax(read.curve.smooth < (2.3 + read.curve.smooth.min()) / 2)
     assert step_of(read.lr_max / BEYOND) == pytest.approx(half, abs=1.1)
-    assert "the loss of a guess" in read.reasons["lr_max"]
+    assert "from 2.30, the loss of a guess" in read.reasons["lr_max"]
     assert read.lr_max > 2 * read_curve(LR, sure).lr_max
     assert read_curve(LR, VALLEY, guess=3.0).lr_max == read_curve(LR, VALLEY).lr_max
 
@@ -85,10 +68,8 @@ def test_a_start_above_a_guess_does_not_count_for_lr_max():
 def test_lr_max_stays_before_the_loss_is_up_again_by_40_per_cent_of_its_fall():
     read = read_curve(LR, curve((40, 2.3), (50, 1.3), (60, 2.3), (89, 2.3)))
     smooth = read.curve.smooth
-    fall = smooth[0] - smooth.min()
-    edge = next(i for i in range(50, 90) if smooth[i] > smooth.min() + 0.4 * fall)
+    edge = next(i for i in range(50, 90) if smooth[i] > smooth.min() + 0.4 * (smooth[0] - smooth.min()))
     assert read.lr_max == pytest.approx(LR[edge - 1])
-    assert read.lr_max < BEYOND * read.curve.half()
     assert "comes up again by 40%" in read.reasons["lr_max"]
 
 
@@ -104,7 +85,7 @@ def test_lr_max_stays_before_a_blow_up_that_ends_the_test(last):
     loss = np.append(curve((20, 2.3), (45, 1.3), (89, 1.3))[:46], last)
     read = read_curve(LR[: len(loss)], loss)
     assert 40 <= step_of(read.lr_max) < 45
-    assert "last rate before the loss" in read.reasons["lr_max"]
+    assert read.reasons["lr_max"].startswith("the last rate")
 
 
 @pytest.mark.parametrize(
@@ -113,9 +94,9 @@ def test_lr_max_stays_before_a_blow_up_that_ends_the_test(last):
         (np.full(90, 2.3), "flat.*check data and model"),
         (2.3 - 0.005 * np.linspace(0, 1, 90), "flat.*from 2.3 to 2.3"),  # a fall, but of less than a per cent
         (2.3 + 0.1 * np.random.default_rng(0).normal(size=90), "flat"),
-        (VALLEY[:10], "10 losses.*too short to read; take more steps"),
-        (np.where(np.arange(90) < 15, VALLEY, np.nan), "too short to read; lower lr_start"),
-        (np.full(90, np.nan), "not finite from its first step; check data and model"),
+        (VALLEY[:10], "gave 10 finite losses; 22 or more can be read: take more steps"),
+        (np.where(np.arange(90) < 15, VALLEY, np.nan), "gave 15 .*: lower lr_start"),
+        (np.full(90, np.nan), "gave 0 .*: check data and model"),
     ],
     ids=["constant", "hardly falling", "noise", "ten steps", "nan early", "nan"],
 )
@@ -127,38 +108,33 @@ def test_curves_without_an_answer_are_refused_with_the_cure(loss, message):
 # The test itself
 
 
-def test_the_result(found):
-    assert 1e-3 <= found.lr_min <= found.lr_max / 10 and found.seconds > 0
-    assert found.curve.guess == pytest.approx(np.log(10))
-    np.testing.assert_allclose(found.curve.lr, np.geomspace(1e-3, 10, 60)[: len(found.curve.lr)], rtol=1e-6)
-    assert len(repr(found)) < 100 and "lr_max=" in repr(found)  # a notebook shows it
-
-
-def test_the_losses_are_those_of_a_training_at_these_rates(monkeypatch, model):
-    # Order, augmentation, optimizer, loss and step are the same.
-    images, test = digits()
-    recipe = RECIPE.replace(label_smoothing=0.2, batch_size=40)  # 36 steps an epoch
+def test_the_losses_are_those_of_a_training_at_these_rates(monkeypatch, device, images, model):
+    # Order, augmentation, Dropout, optimizer, loss and step are the same.
+    recipe = RECIPE.replace(label_smoothing=0.2, batch_size=40, device=device)  # 13 steps an epoch
     monkeypatch.setattr(lr_finder, "read_curve", lambda lr, loss, guess: LRRange(0, 0, {}, (lr, loss)))
-    lr, loss = find_lr(model, images, recipe, lr_end=1, steps=36).curve
+    lr, loss = find_lr(model, images, recipe, lr_end=1, steps=33).curve
+    np.testing.assert_allclose(lr, np.geomspace(1e-3, 1, 33), rtol=1e-6)
 
     class Growing:
         epochs = 1
 
         def __call__(self, epoch):
-            return lr[min(round(36 * epoch), 35)]
+            return lr[min(round(13 * epoch), 12)]
 
-    steps = fit(copy.deepcopy(model), images, test, Growing(), recipe).steps
-    assert [row["applied"] for row in steps] == lr.tolist()
-    assert [row["loss"] for row in steps] == loss.tolist()
+    steps = fit(model, images, images, Growing(), recipe).steps
+    assert [row["applied"] for row in steps] == lr[:13].tolist()
+    there = [row["loss"] for row in steps]
+    assert there == pytest.approx(loss[:13].tolist(), rel=0 if device == "cpu" else 1e-3, abs=0)
 
 
-def test_nothing_is_touched(images):
-    model = users_network()
+def test_nothing_is_touched(device, images, model):
     model[2].eval()  # a mode that model.train() or .eval() would not bring back
     model[1].bias.requires_grad_(False)
 
     def state():
         tensors = model.state_dict() | {"pixels": images.pixels, "labels": images.labels, "rng": torch.get_rng_state()}
+        if device == "cuda":
+            tensors["gpu"] = torch.cuda.get_rng_state()
         return {
             "bits": {key: value.numpy().tobytes() for key, value in tensors.items()},
             "modes": [module.training for module in model.modules()],
@@ -169,40 +145,37 @@ def test_nothing_is_touched(images):
 
     before = state()
     with torch.no_grad():
-        find_lr(model, images, RECIPE, steps=33)
+        find_lr(model, images, RECIPE.replace(device=device), steps=40)
     assert state() == before
 
 
-def test_the_same_seed_gives_the_same_curve_and_another_another(images):
-    model, losses = users_network(), []
+def test_the_curve_is_the_seeds_and_the_bar_plain_text(monkeypatch, capsys, images, model):
+    made, init, losses = [], tqdm.__init__, []
+    monkeypatch.setattr(tqdm, "__init__", lambda self, *args, **kw: made.append(type(self)) or init(self, *args, **kw))
     for outside, seed in ((1, 0), (2, 0), (1, 1)):
         torch.manual_seed(outside)
-        losses.append(find_lr(model, images, RECIPE.replace(seed=seed), steps=40).curve.loss.tolist())
+        found = find_lr(model, images, RECIPE.replace(seed=seed), steps=40)
+        losses.append(found.curve.loss.tolist())
     assert losses[0] == losses[1] != losses[2]
-
-
-def test_the_callers_bar_is_plain_text(monkeypatch, capsys, images, model):
-    from tqdm.std import tqdm
-
-    made, init = [], tqdm.__init__
-    monkeypatch.setattr(tqdm, "__init__", lambda self, *args, **kw: made.append(type(self)) or init(self, *args, **kw))
-    find_lr(model, images, RECIPE, steps=40)
-    assert made == [tqdm]  # and no widget, which would break GitHub's rendering of a notebook
+    assert made == [tqdm] * 3  # and no widget, which would break GitHub's rendering of a notebook
     assert capsys.readouterr().out == ""
+    assert len(repr(found)) < 100 and "lr_max=" in repr(found)  # a notebook shows it
 
 
-def test_a_dataloader_with_adamw_and_a_criterion(images):
+def test_a_dataloader_with_adamw_and_a_criterion(device, images, model):
     def criterion(logits, y):
         return nn.functional.multi_margin_loss(logits, y)
 
-    recipe = RECIPE.replace(optimizer="adamw", criterion=criterion)
-    rates = find_lr(users_network(), batches(images), recipe, steps=60)
+    pairs = torch.utils.data.TensorDataset(images.pixels.permute(0, 3, 1, 2) / 255, images.labels)
+    batches = torch.utils.data.DataLoader(pairs, batch_size=64, shuffle=True)
+    recipe = RECIPE.replace(optimizer="adamw", device=device)
+    rates = find_lr(model, batches, recipe.replace(criterion=criterion), steps=60)
     assert rates.lr_min < rates.lr_max < 0.1 and rates.curve.lr[0] == pytest.approx(1e-5)
     assert rates.curve.guess == np.inf  # nobody knows what a guess costs by this loss
-    assert find_lr(users_network(), batches(images), RECIPE, steps=60).curve.guess == pytest.approx(np.log(10))
+    assert find_lr(model, batches, recipe, steps=60).curve.guess == pytest.approx(np.log(10))
 
 
-def test_parameter_groups_keep_the_ratio_of_their_rates(monkeypatch, images):
+def test_parameter_groups_keep_the_ratio_of_their_rates(monkeypatch, images, model):
     def make(parameters):
         first, *others = parameters
         return torch.optim.SGD([{"params": [first], "lr": 0.1}, {"params": others}], lr=1.0, momentum=0.9)
@@ -210,7 +183,7 @@ def test_parameter_groups_keep_the_ratio_of_their_rates(monkeypatch, images):
     rates, take = [], lr_finder.step
     note = lambda n, o, *rest: rates.append([g["lr"] for g in o.param_groups]) or take(n, o, *rest)  # noqa: E731
     monkeypatch.setattr(lr_finder, "step", note)
-    lr = find_lr(users_network(), images, RECIPE.replace(optimizer=make), lr_start=1e-3, lr_end=10, steps=60).curve.lr
+    lr = find_lr(model, images, RECIPE.replace(optimizer=make), lr_start=1e-3, lr_end=10, steps=60).curve.lr
     np.testing.assert_allclose(rates[: len(lr)], np.stack([lr / 10, lr], 1))
 
 
@@ -226,7 +199,7 @@ def test_the_result_is_kept_and_read_by_a_second_call(monkeypatch, capsys, tmp_p
     monkeypatch.setattr(lr_finder, "range_test", tested)
     kept = find_lr(model, images, RECIPE.replace(workers=0), folder=tmp_path, steps=40)
     assert (kept.lr_min, kept.lr_max, kept.reasons) == (first.lr_min, first.lr_max, first.reasons)
-    assert kept.curve.loss.tolist() == first.curve.loss.tolist()
+    assert kept.curve.loss.tolist() == first.curve.loss.tolist() and kept.seconds > 0
     assert "done before" in capsys.readouterr().out
     for other in (RECIPE.replace(seed=1), RECIPE.replace(augment=None), RECIPE.replace(weight_decay=0.1)):
         with pytest.raises(InterruptedError):  # it is tested again
@@ -236,23 +209,25 @@ def test_the_result_is_kept_and_read_by_a_second_call(monkeypatch, capsys, tmp_p
         find_lr(model, images, RECIPE, folder=tmp_path)
 
 
-def test_after_a_training_neither_other_arguments_nor_trained_weights_are_taken(tmp_path, images):
-    train_images, test = digits()
-    model = users_network()
-    find_lr(model, train_images[:256], RECIPE, folder=tmp_path)
+def test_after_a_training_neither_other_arguments_nor_trained_weights_are_taken(tmp_path, images, model):
+    find_lr(model, images, RECIPE, folder=tmp_path)
     before = (tmp_path / "lr_range.json").read_text()
-    fit(model, train_images[:256], test, OneCycle(1, 0.5, 0.01, 0.1), RECIPE, folder=tmp_path)
+    fit(model, images, images, OneCycle(1, 0.5, 0.01, 0.1), RECIPE, folder=tmp_path)
     with pytest.raises(InputError, match=r"trained already:\n  first_weights: .*\n.*make the model anew after torch"):
-        find_lr(model, train_images[:256], RECIPE, folder=tmp_path)
+        find_lr(model, images, RECIPE, folder=tmp_path)
     assert (tmp_path / "lr_range.json").read_text() == before
 
 
-def test_bad_arguments_are_named(images, model):
-    for bad, message in (
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
         ({"lr_start": 1, "lr_end": 0.1}, r"lr_start and lr_end is \(1, 0.1\)"),
+        ({"lr_start": 0}, r"lr_start and lr_end is \(0, 10.0\)"),
         ({"steps": 30}, "steps is 30.*33"),
         ({"recipe": RECIPE.replace(batch_size=5000)}, "batch_size is 5000"),
         ({"train": "photos"}, "the data are a str"),
-    ):
-        with pytest.raises(InputError, match=message):
-            find_lr(**({"model": model, "train": images, "recipe": RECIPE} | bad))
+    ],
+)
+def test_bad_arguments_are_named(bad, message, images, model):
+    with pytest.raises(InputError, match=message):
+        find_lr(**({"model": model, "train": images, "recipe": RECIPE} | bad))
