@@ -123,9 +123,8 @@ def check_pipeline(pipeline, x, images) -> None:
 
 def _steps(pipeline) -> list:
     """The transforms in ``pipeline``, and those within its ``OneOf``, ``Sequential`` and the like."""
-    if not hasattr(pipeline, "transforms"):
-        return [pipeline]
-    return [step for part in pipeline.transforms for step in _steps(part)]
+    parts = getattr(pipeline, "transforms", None)
+    return [pipeline] if parts is None else [step for part in parts for step in _steps(part)]
 
 
 def normalize(pixels: torch.Tensor, mean, std) -> torch.Tensor:

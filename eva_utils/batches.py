@@ -43,15 +43,10 @@ def loader(data, recipe: Recipe, device: torch.device, shard: tuple[int, int] | 
     if not isinstance(data, Images):
         return GivenLoader(data, device)
     check_labels(data)
-    n, height, width, _ = data.pixels.shape
-    check("batch_size", recipe.batch_size, recipe.batch_size <= n, f"between 1 and the {n:,} training images")
     shard = shard or (rank(), world_size())
-    # BatchNorm has no variance to take from one image.
-    enough = shard[1] == 1 or min(_sizes(n, recipe.batch_size)) >= 2 * shard[1]
-    right = f"one that leaves each of {shard[1]} processes 2 or more of the {n:,} training images in every batch"
-    check("batch_size", recipe.batch_size, enough, right)
     augment = NONE if recipe.augment is None else recipe.augment
     if isinstance(augment, Augment):
+        height, width = data.pixels.shape[1:3]
         augment.check(height, width)
         if recipe.engine == "batch":
             return DeviceLoader(to_device(data, device), augment, recipe, device, shard)
@@ -71,16 +66,6 @@ def to_device(images: Images, device: torch.device) -> Images:
     return dataclasses.replace(images, pixels=pixels.contiguous(), labels=images.labels.to(device))
 
 
-def _sizes(n: int, batch_size: int) -> list[int]:
-    """Of each batch in an epoch with ``n`` images."""
-    sizes, left = [batch_size] * (n // batch_size), n % batch_size
-    if left == 1:
-        sizes[-1] += 1  # BatchNorm has no variance to take from one image
-    elif left:
-        sizes.append(left)
-    return sizes
-
-
 class _Loader:
     """``sizes``: of each whole batch. ``parts``: of each batch, this shard's places in the order of an epoch.
     ``resident``: whether the pixels are on the device."""
@@ -88,9 +73,17 @@ class _Loader:
     def __init__(self, images: Images, augment, recipe: Recipe, device: torch.device, shard: tuple[int, int]) -> None:
         self.images, self.augment, self.device = images, augment, device
         self.seed, self.workers, (self.rank, processes) = recipe.seed, recipe.workers, shard
-        self.sizes = _sizes(len(images), recipe.batch_size)
-        self.parts = [part[self.rank :: processes] for part in torch.arange(len(images)).split(self.sizes)]
         self.resident = images.pixels.device.type == device.type
+        n, size = len(images), recipe.batch_size
+        check("batch_size", size, size <= n, f"between 1 and the {n:,} training images")
+        self.sizes, left = [size] * (n // size), n % size
+        if left == 1:  # BatchNorm has no variance to take from one image
+            self.sizes[-1] += 1
+        elif left:
+            self.sizes.append(left)
+        right = f"one that leaves each of {processes} processes 2 or more of the {n:,} training images in every batch"
+        check("batch_size", size, processes == 1 or min(self.sizes) >= 2 * processes, right)
+        self.parts = [part[self.rank :: processes] for part in torch.arange(n).split(self.sizes)]
 
     def __len__(self) -> int:
         return len(self.parts)

@@ -127,7 +127,6 @@ def _read(files: list[Path], size: int | None) -> np.ndarray:
 def photo(file: Path, size: int | None = None) -> np.ndarray:
     """One image file as uint8 (height, width, 3), upright; with ``size``, as a square of that side."""
     from PIL import Image, ImageOps
-    from torchvision.transforms.functional import center_crop, resize
 
     try:
         with Image.open(Path(file).expanduser()) as image:
@@ -135,6 +134,8 @@ def photo(file: Path, size: int | None = None) -> np.ndarray:
             # Transparency in a palette goes by way of RGBA; straight to RGB, Pillow warns.
             image = (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
             if size is not None and image.size != (size, size):
+                from torchvision.transforms.functional import center_crop, resize
+
                 image = center_crop(resize(image, size), size)
             pixels = np.asarray(image)
     except Exception as error:  # Pillow raises many kinds for broken files, SyntaxError among them

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from albumentations.pytorch import ToTensorV2
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from eva_utils import Augment, Images, InputError, Recipe
 from eva_utils import batches as batches_module
@@ -224,6 +224,10 @@ def test_any_data_loader_will_do():
     assert same(whole(batches, 0), (x, y))
     assert next(batches.epoch(0))[0].is_contiguous(memory_format=torch.channels_last)
     assert len(loader([(x, y)])) == 1
+    pairs = TensorDataset(x, y)
+    shuffled = loader(DataLoader(pairs, 4, sampler=DistributedSampler(pairs, num_replicas=1, rank=0)))
+    first, second = (whole(shuffled, epoch)[1].tolist() for epoch in (0, 1))
+    assert first != second and sorted(second) == list(range(10))
 
 
 def test_what_are_no_batches_of_two_tensors_is_refused_with_the_cure():

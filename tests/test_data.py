@@ -49,7 +49,8 @@ def test_channels_may_come_first_or_last_or_be_one(shape, kind):
     (ARRAYS[0] / 255, ARRAYS[1], "whole numbers from 0 to 255"), (ARRAYS[0].astype(int) - 1, ARRAYS[1], "from 0"),
     (np.zeros((4, 3, 6, 3), int), ARRAYS[1], "no doubt"), (np.zeros((4, 5, 6, 4), int), ARRAYS[1], "the shape of"),
     (ARRAYS[0], ARRAYS[1][:3], r"labels is 'torch.int64 \(3,\)'"),
-    (ARRAYS[0], ARRAYS[1] + 0.5, "labels is 'float64'"), (ARRAYS[0][:0], ARRAYS[1][:0], "number of images is 0"),
+    (ARRAYS[0], ARRAYS[1] + 0.5, "labels is 'float64'"), (ARRAYS[0], list("abca"), "labels is '<U1'"),
+    (ARRAYS[0][:0], ARRAYS[1][:0], "number of images is 0"),
     (ARRAYS[0], ARRAYS[1] + 1, r"labels is \(1, 3\); it has to be within 0 and 2"),
     (ARRAYS[0], ARRAYS[1] - 1, "labels is"),
 ])  # fmt: skip
