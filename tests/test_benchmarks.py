@@ -6,6 +6,7 @@ import math
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 
 import accuracy
 import eva_utils as eva
+import gpu_day
 import lr_finder
 import lr_rules
 import lr_tables
@@ -154,6 +156,30 @@ def test_the_study_of_rates_trains_what_is_missing(tmp_path, monkeypatch):
     lost = [10 * abs(math.log2(found[rule][1] / 0.4)) for rule in lr_rules.RULES]
     assert f"| 0.4 | 101.0 | {' | '.join(f'{x:.1f}' for x in lost)} | " in table
     assert "3 of *eva_utils*' 3 pairs were not trained with; these are read off the grid" in table
+
+
+def test_the_day_on_a_gpu_is_rehearsed_and_not_run_twice(tmp_path, call, monkeypatch):
+    """Two of its benchmarks in this process; of its other steps, only that they would be run."""
+    seen = []
+
+    def run(command, **_):
+        script = command[5]
+        seen.append(script)
+        monkeypatch.setattr(sys, "argv", command[5:])
+        for module in (accuracy, throughput):
+            if script.endswith(f"{module.__name__}.py"):
+                module.main()
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(gpu_day, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(gpu_day, "os", SimpleNamespace(environ={}))
+    command = ["--small", "--device", "cpu", "--out", tmp_path / "out"]
+    printed = re.findall(r"^([\w-]+): status 0 after", call(gpu_day, *command), re.MULTILINE)
+    assert printed == [name for name, *_ in gpu_day.STEPS if "airbench" not in name] and len(printed) == len(seen)
+    assert {path.stem for path in (tmp_path / "out").glob("*.json")} == {*printed}
+    assert len(Rows(tmp_path / "out/rows/accuracy.json").rows) == 3
+    assert (tmp_path / "out.tar.gz").stat().st_size < 1e6 and call(gpu_day, *command) == ""
+    assert all(sum(minutes for _, lot, minutes, *_ in gpu_day.STEPS if lot == k) <= 30 for k in (1, 2, 3))
 
 
 def test_throughputs_parts_and_ratios():
