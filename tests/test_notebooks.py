@@ -1,22 +1,20 @@
 """The notebooks run from top to bottom in a fresh kernel, and a second run goes on from the first one's checkpoint."""
 
+import importlib.util
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
-import sysconfig
-import venv
 from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
 import pytest
-import torch
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # The client's own, about how it talks to the kernel.
 pytestmark = pytest.mark.filterwarnings("default")
 FIGURES = {
@@ -25,21 +23,14 @@ FIGURES = {
 }
 
 
-def run_all(name: str, folder: Path, kernel: str = "python3", source: Path | None = None, **parameters) -> str:
-    """Run a notebook in ``folder``, with ``parameters`` instead of those in its cell; returns what it printed.
-
-    source: what the install cell installs instead of the repository on GitHub.
-    """
+def run_all(name: str, folder: Path, code: str = "") -> str:
+    """Run a notebook in ``folder``, with ``code`` after its parameters or, without any, first; returns its output."""
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-    if source:
-        cell = next(cell for cell in notebook.cells if "%pip install" in cell.source)
-        cell.source, count = re.subn(r"git\+https://github\.com/[\w.-]+/[\w.-]+", str(source), cell.source)
-        assert count == 1
-    if parameters:
-        place = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
-        given = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
-        notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(given))
-    NotebookClient(notebook, timeout=300, kernel_name=kernel, resources={"metadata": {"path": str(folder)}}).execute()
+    place = (i + 1 for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
+    notebook.cells.insert(next(place, 0), nbformat.v4.new_code_cell(code))
+    NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    ).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not any("widget" in kind for output in outputs for kind in output.get("data", {}))  # GitHub shows none
     return "".join(output.get("text", "") for output in outputs)
@@ -54,87 +45,90 @@ def test_cycle_lr(tmp_path):
     assert figures(tmp_path / "assets") == {"zigzag", "cycle", "policies", "parity", "annihilation"}
 
 
-def test_super_convergence_quickly_and_again(tmp_path):
+FEWER = """import eva_utils as eva
+some, cycle = eva.digits()[0][:620], eva.OneCycle
+eva.digits = lambda: (some, None)
+eva.OneCycle = lambda epochs, peak_epoch, **rates: cycle(1, 0.2, **rates)
+"""
+
+
+def test_find_lr_on_fewer_images_and_epochs(tmp_path):
+    printed = run_all("FindLR", tmp_path, FEWER)
+    assert re.findall(r"^(\S+) +LR_MAX \S+: mean", printed, re.MULTILINE) == ["ours", "lowest", "steepest"]
+    assert "epoch 2: rate" in printed
+
+
+def test_super_convergence_quickly_in_colab_and_again(tmp_path, monkeypatch):
+    # In Colab without a GPU it is quick by itself, and keeps its files in the Drive.
+    colab = tmp_path / "google" / "colab"
+    colab.mkdir(parents=True)
+    (colab / "__init__.py").write_text("class drive:\n    mount = staticmethod(print)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab_20261101")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (tmp_path / "notebooks").mkdir()  # started there, it works in the folder above, like in a clone
-    printed = run_all("SuperConvergence", tmp_path / "notebooks", QUICK=True, RUN="runs/q", ASSETS="assets/q")
-    assert "going on" not in printed and "EMA, their average: the result" in printed
-    assert figures(tmp_path / "assets" / "q-quick") == FIGURES
-    left = {path.name for path in (tmp_path / "runs" / "q-quick").iterdir()}
+    parameters = 'USE_DRIVE, RUN, ASSETS = True, "runs/q", "assets/q"'
+    printed = run_all("SuperConvergence", tmp_path / "notebooks", parameters)
+    assert "Runtime > Change runtime type" in printed
+    assert "done before" not in printed and "EMA, their average: the result" in printed
+    kept = tmp_path / "drive" / "MyDrive" / "eva_utils"
+    assert figures(kept / "assets" / "q-quick") == FIGURES
+    left = {path.name for path in (kept / "runs" / "q-quick").iterdir()}
     assert left >= {"results.json", "model.pt", "lr.csv", "history.csv", "config.json"}
 
-    shutil.rmtree(tmp_path / "assets")
-    again = {"QUICK": True, "RUN": "runs/q", "ASSETS": "assets/q", "COMPARE": True}
-    printed = run_all("SuperConvergence", tmp_path / "notebooks", **again)
+    shutil.rmtree(kept / "assets")
+    printed = run_all("SuperConvergence", tmp_path / "notebooks", parameters + "; COMPARE = True")
     assert "range test done before" in printed
     assert "finished, nothing to compute" in printed
     assert "step-decay: StepDecay(epochs=4, lr=" in printed
-    assert figures(tmp_path / "assets" / "q-quick") == FIGURES | {"compared"}
+    assert figures(kept / "assets" / "q-quick") == FIGURES | {"compared"}
 
 
 def test_the_folders_do_not_change_when_a_cell_runs_again(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    mounted = SimpleNamespace(drive=SimpleNamespace(mount=lambda point: None))
-    monkeypatch.setitem(sys.modules, "google.colab", mounted)
+    monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace(drive=SimpleNamespace(mount=print)))
     cells = nbformat.read(ROOT / "notebooks" / "SuperConvergence.ipynb", as_version=4).cells
     place = next(i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", []))
-    names = {"os": os, "torch": torch}
-    exec(cells[place].source, names)
-    names |= {"QUICK": True, "USE_DRIVE": True, "RUN": "runs/q"}
+    names = {}
+    exec("import os, torch\n" + cells[place].source + '\nQUICK, USE_DRIVE, RUN = True, True, "runs/q"', names)
     for _ in range(2):
         exec(cells[place + 1].source, names)
         assert names["RUN"] == str(tmp_path / "drive/MyDrive/eva_utils/runs/q-quick")
         assert names["ASSETS"] == str(tmp_path / "drive/MyDrive/eva_utils/assets/superconvergence-quick")
 
 
-def python_without_the_package(folder: Path) -> Path:
-    """A fresh virtual environment that sees all that is installed here, apart from eva_utils; returns its python."""
-    venv.create(folder, with_pip=True)
-    python = folder / "bin" / "python"
-    # Python 3.11 brings an old setuptools, which would stand before the one that is installed here.
-    subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", "setuptools"], check=True)
-    others = folder / "preinstalled"
-    others.mkdir()
-    for entry in Path(sysconfig.get_path("purelib")).iterdir():
-        if not re.match(r"(__editable__.*)?eva_utils|.*\.pth$", entry.name):
-            (others / entry.name).symlink_to(entry)
-    site = subprocess.check_output([python, "-c", "import site; print(site.getsitepackages()[0])"], text=True).strip()
-    (Path(site) / "preinstalled.pth").write_text(str(others))
-    colab = Path(site) / "google" / "colab"
-    colab.mkdir(parents=True)
-    (colab / "__init__.py").touch()
-    (colab / "drive.py").write_text("import os\n\n\ndef mount(point):\n    os.makedirs(point + '/MyDrive')\n")
-    return python
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_install_cell_installs_the_package_where_it_is_missing(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    cell = next(cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+    code, count = re.subn(r'%pip install -q ("git\+https://github\.com/[^"]+")', r"installed.append(\1)", cell.source)
+    assert count == 1
+    # Not there; a clone that nobody installed, which python can import all the same; installed.
+    for spec, missing in ((None, 1), (SimpleNamespace(origin=None), 1), (SimpleNamespace(origin="here"), 0)):
+        installed = []
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, spec=spec: spec)
+        exec(code, {"installed": installed})
+        assert len(installed) == missing
 
 
-def test_in_a_fresh_colab(tmp_path, monkeypatch):
-    """Nothing but the install cell puts the package there, and it changes no other; checkpoints go to the Drive."""
-    source = tmp_path / "clone"
-    shutil.copytree(ROOT / "eva_utils", source / "eva_utils")
-    for name in ("setup.py", "pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, source)
-    python = python_without_the_package(tmp_path / "venv")
-    freeze = [python, "-m", "pip", "list", "--format", "json"]
-    before = {row["name"]: row["version"] for row in json.loads(subprocess.check_output(freeze))}
-    assert "eva_utils" not in before and "torch" in before
-    spec = tmp_path / "jupyter" / "kernels" / "colab" / "kernel.json"
-    spec.parent.mkdir(parents=True)
-    start = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    spec.write_text(json.dumps({"argv": start, "display_name": "colab", "language": "python"}))
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
-    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab_20261101")
-    monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # pip's way to say yes: build with the setuptools that is here
-    monkeypatch.setenv("PIP_DISABLE_PIP_VERSION_CHECK", "1")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.delenv("PYTHONPATH", raising=False)
-    content = tmp_path / "content"
-    (content / "eva_utils" / "eva_utils").mkdir(parents=True)  # a clone that nobody installed: python can import it
+def test_installing_the_package_changes_no_other(tmp_path, monkeypatch):
+    for name in ("setup.py", "pyproject.toml", "README.md", "eva_utils"):
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
+    # With the setuptools that is here.
+    options = ["--dry-run", "--no-build-isolation", "--no-index", "--quiet", "--report", "-"]
+    report = subprocess.check_output([sys.executable, "-m", "pip", "install", *options, tmp_path], text=True)
+    assert [row["metadata"]["name"].replace("-", "_") for row in json.loads(report)["install"]] == ["eva_utils"]
 
-    # Without a GPU it is quick by itself.
-    printed = run_all("SuperConvergence", content, "colab", source, USE_DRIVE=True, RUN="q", ASSETS="figures")
-    assert "Runtime > Change runtime type" in printed
-    kept = content / "drive" / "MyDrive" / "eva_utils"
-    assert (kept / "q-quick" / "results.json").is_file()
-    assert "gradcam" in figures(kept / "figures-quick")
-    after = {row["name"]: row["version"] for row in json.loads(subprocess.check_output(freeze))}
-    assert after.pop("eva_utils")
-    assert after == before
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_a_page_that_github_shows(path):
+    text = path.read_text(encoding="utf8")
+    assert len(text.encode()) < 1_000_000 and "widget" not in text
+    notebook = nbformat.reads(text, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))  # one fresh run, top to bottom
+    assert not any(re.search(r"^\s*(def|class) ", cell.source, re.MULTILINE) for cell in code)  # calls, no definitions
+    outputs = [output for cell in code for output in cell.outputs]
+    assert all(output.output_type != "error" for output in outputs)
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert "colab-badge.svg" in notebook.cells[0].source
