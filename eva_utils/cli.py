@@ -1,139 +1,230 @@
-"""The command line: ``eva-utils train | predict | explain | cycle``.
+"""Train a ResNet on small images with a one-cycle policy, find its rates, see how it went.
 
-torch is imported only after the arguments have been read, so that ``--help`` answers at once.
+examples:
+  eva-utils train --data digits --no-flip --width 8 --batch-size 64 --epochs 4 --out runs/demo    half a minute
+  eva-utils train --data cifar10 --out runs/cifar10   the whole job: an hour or two on two CPU cores, 15 s on an H100
+  eva-utils train --data photos --size 64 --out runs/photos    your own photos, one folder a class
+  eva-utils predict runs/photos new.jpg               what is it? from the run's folder alone
+  torchrun --nproc-per-node 2 -m eva_utils train ...  the same on two GPUs, see docs/torchrun.md
+Exit status: 0 done, 1 a fault, 2 bad input (or a full disk, or a rate that is too high), 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
+import re
 import sys
+from dataclasses import fields
 
-from . import __version__
-from .errors import InputError, RunError
+import eva_utils as eva  # its names are loaded when they are used: so --help answers before torch could be imported
 
-EPILOG = """\
-examples:
-  eva-utils train --data digits --no-flip --width 8 --batch-size 64 --epochs 4 --out runs/demo
-                                                      no download, half a minute on a laptop
-  eva-utils train --data cifar10 --out runs/cifar10   the whole job: an hour or two on two CPU cores, 15 s on an H100
-  eva-utils train --data photos --size 64 --out runs/photos    your own photos, one folder a class
-  eva-utils predict runs/photos new.jpg               what is it? from the run's folder alone
-  torchrun --nproc-per-node 2 -m eva_utils train ...  the same on two GPUs, see docs/torchrun.md
-  eva-utils explain runs/cifar10                      draw a finished run's figures again
-  eva-utils cycle --out assets                        the zigzag and its relatives
+from .errors import InputError, RunError, check, first_line
 
-Give the same train command again to go on where it stopped. Exit status: 0 done, 1 a fault, 2 bad
-input (or a full disk, or a rate that is too high), 130 stopped by Ctrl-C, 143 by SIGTERM.
-"""
+
+def train(out, config, fresh, data, root, size, width, epochs, peak_epoch, lr_min, lr_max, **flags) -> None:
+    """Find LR_MIN and LR_MAX, train, evaluate, draw. The same command goes on where it was stopped."""
+    import torch
+
+    from .batches import loader
+    from .device import choose_device, choose_precision
+    from .explain import draw
+    from .processes import one_a_machine_first, process_group, rank
+    from .run import CHECKPOINT, CONFIG, FIGURES, RANGE, TRAINED, exclusive, folder_of, forget, read_json, write_json
+
+    out = folder_of(out)
+    with process_group(), exclusive(out) if rank() == 0 else contextlib.nullcontext():  # rank 0 alone touches it
+        # Everything is checked before any work, and before --fresh takes anything away.
+        augment = eva.Augment(**{f.name: flags.pop(f.name) for f in fields(eva.Augment)})
+        recipe = eva.Recipe(augment=augment, **flags)
+        peak_epoch = min(epochs, 1e6) * 5 / 24 if peak_epoch is None else peak_epoch  # OneCycle refuses more
+        low = 1e-6 if lr_min == "find" else lr_min
+        eva.OneCycle(epochs, peak_epoch, low, 2 * low if lr_max == "find" else lr_max)
+        choose_precision(choose_device(recipe.device), recipe.precision)
+        with one_a_machine_first():  # it may have to download
+            train_images, test_images = eva.load_data(data, root, size)
+        print(f"{train_images}\n{test_images}")
+        # ResNet9 halves the side three times, and BatchNorm has no variance to take from one value.
+        side, least = min(train_images.pixels.shape[1:3]), 8 if recipe.batch_size > 1 else 16
+        check("the images' side", side, side >= least, f"{least} pixels or more at batch_size {recipe.batch_size}")
+        torch.manual_seed(recipe.seed)
+        model = eva.ResNet9(len(train_images.classes), width)
+        loader(train_images, recipe, torch.device("cpu"))  # for its checks
+        if fresh and rank() == 0:
+            forget(out, RANGE, *TRAINED, f"{FIGURES}/lr_finder.png")
+
+        rates = {"lr_min": lr_min, "lr_max": lr_max}
+        found = [key for key, rate in rates.items() if rate == "find"]
+        if found:
+            range_test = eva.find_lr(model, train_images, recipe, folder=out)
+            rates |= {key: getattr(range_test, key) for key in found}
+        for key, rate in rates.items():
+            print(f"{key.upper()} = {rate:.3g}: {range_test.reasons[key] if key in found else 'given.'}")
+        if found and not rates["lr_min"] < rates["lr_max"]:
+            words = f"LR_MIN is {rates['lr_min']:.3g}, not below LR_MAX, {rates['lr_max']:.3g}"
+            raise InputError(f"{words}; {found[0].upper()} was found by the range test: give both rates")
+        beside = {"data": data, "root": root, "size": size, "width": width, "found": found}
+        if rank() == 0 and not (out / CHECKPOINT).is_file():
+            write_json(out / CONFIG, beside)
+        schedule = eva.OneCycle(epochs, peak_epoch, **rates)
+        run = eva.fit(model, train_images, test_images, schedule, recipe, folder=out)
+        print(run, f"Numbers and weights are in {out}", sep="\n")
+        if rank() == 0:
+            write_json(out / CONFIG, read_json(out / CONFIG) | beside)  # not before: fit may refuse a checkpoint
+            draw(out, schedule, augment, train_images, test_images, run.ema)
+
+
+def predict(run, files, as_json) -> None:
+    """What is on a photo? The three likeliest classes, by the network in the folder RUN."""
+    answers = dict(zip(files, eva.classify(run, *files), strict=True))
+    if as_json:
+        print(json.dumps(answers, indent=1))
+        return
+    for file, classes in answers.items():
+        print(f"{file}: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in list(classes.items())[:3]))
+
+
+def explain(run) -> None:
+    """Draw the figures of a finished run again."""
+    from .device import choose_device
+    from .explain import draw
+    from .run import CONFIG, RESULTS, folder_of, read_json
+
+    config, results = (read_json(folder_of(run) / name) for name in (CONFIG, RESULTS))
+    model = eva.load_model(run).to(choose_device())
+    try:
+        schedule = eva.OneCycle(*(results[key] for key in ("epochs", "peak_epoch", "lr_min", "lr_max")))
+        augment, data = eva.Augment(**config["recipe"]["augment"]), [config[key] for key in ("data", "root", "size")]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{str(run)!r} is not a folder that eva-utils train has finished ({error})") from error
+    draw(folder_of(run), schedule, augment, *eva.load_data(*data), model)
+
+
+def cycle(out, lr_min, lr_max, step_size, cycles) -> None:
+    """Draw the zigzag (bare and annotated) and the cyclic policies side by side."""
+    from .run import folder_of
+
+    check("cycles", cycles, 1 <= cycles <= 100, "between 1 and 100")
+    check("lr_max", lr_max, lr_max <= 1e6, "1,000,000 or less, to be drawn")
+    zigzag, end = eva.Triangular(lr_min, lr_max, step_size), 2 * step_size * cycles
+    policies = {
+        "triangular": zigzag,
+        "triangular2": eva.Triangular2(lr_min, lr_max, step_size),
+        "exp_range": eva.ExpRange(lr_min, lr_max, step_size, gamma=0.9),
+        "one-cycle": eva.OneCycle(end, end * 5 / 24, lr_min, lr_max),
+    }
+    for name, figure in {
+        "zigzag": eva.plots.zigzag(zigzag, cycles),
+        "cycle": eva.plots.zigzag(zigzag, cycles, annotate=True),
+        "policies": eva.plots.policies(policies, end),
+    }.items():
+        print(eva.plots.save(figure, folder_of(out) / f"{name}.png"))
 
 
 def rate(text: str):
-    """A number, or "find"."""
     return text if text == "find" else float(text)
 
 
-def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
-    """That of the whole command line, and that of ``train`` inside it, which lacks the flags of the recipe."""
+def _parser(argv: list[str]) -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="eva-utils",
-        description="Train a ResNet on small images with a one-cycle policy, find its rates, see how it went.",
-        epilog=EPILOG,
-        formatter_class=raw,
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="train | predict | explain | cycle")
-    train = commands.add_parser(
-        "train",
-        help="find the rates, train, evaluate, draw",
-        description="Find LR_MIN and LR_MAX, train, evaluate, draw the figures. Needs --data and --out; the defaults "
-        "are those for CIFAR-10. Everything is written into OUT; the same command goes on where it was stopped.",
-        epilog="OUT gets config.json, lr_range.json, lr.csv (every step), history.csv (every epoch), model.pt\n"
-        "(averaged weights), checkpoint.pt, results.json and figures/.",
-        formatter_class=raw,
-    )
-    add = train.add_argument
-    add("--data", help="cifar10, digits, or a folder with photos in <class>/ or train/<class>/ and test/<class>/")
-    add("--out", required=True, help="folder for everything that the run leaves")
+    parser = argparse.ArgumentParser("eva-utils", description=__doc__, formatter_class=raw)
+    parser.add_argument("--version", action="version", version=eva.__version__)
+    commands = parser.add_subparsers(required=True, metavar="train | predict | explain | cycle")
+
+    def command(function):
+        words = function.__doc__
+        added = commands.add_parser(function.__name__, help=words.split(".")[0], description=words)
+        added.set_defaults(command=function)
+        return added.add_argument
+
+    add = command(train)
+    add("--data", required=True, help="cifar10, digits, or a folder with <class>/ or train/<class>/ and test/<class>/")
+    add("--out", required=True, help="folder for everything that the run leaves: tables, weights, figures")
     add("--root", default="data", help="where cifar10 is, or is downloaded to (%(default)s)")
     add("--size", type=int, help="make photos squares of this many pixels")
     add("--config", metavar="FILE", help="a config.json to take all settings from; flags given here win")
     add("--fresh", action="store_true", help="start over, whatever is in OUT")
     add("--epochs", type=int, default=24, help="passes over the training images (%(default)s)")
     add("--peak-epoch", type=float, help="epoch at which the rate is LR_MAX (5/24 of the epochs)")
-    find = {"type": rate, "default": "find", "metavar": "RATE", "help": "a number, or find: by a range test (find)"}
-    add("--lr-min", **find)
-    add("--lr-max", **find)
+    for flag in ("--lr-min", "--lr-max"):
+        add(flag, type=rate, default="find", metavar="RATE", help="a number, or find: by a range test (find)")
     add("--width", type=int, default=64, help="channels of the first layer; the last has 8 times as many (%(default)s)")
+    if argv[:1] == ["train"]:  # the others' help needs no torch
+        _add_recipe(add)
 
-    predict = commands.add_parser("predict", help="what is on a photo?", description="The three likeliest classes.")
-    predict.add_argument("run", help="the folder that was OUT")
-    predict.add_argument("files", nargs="+", help="photos")
-    predict.add_argument("--json", action="store_true", help="all probabilities, as json")
-    explain = commands.add_parser("explain", help="draw the figures of a finished run again")
-    explain.add_argument("run", help="the folder that was OUT")
-    cycle = commands.add_parser("cycle", help="draw the cyclic policies")
-    cycle.add_argument("--out", required=True, help="folder for zigzag.png, cycle.png and policies.png")
-    cycle.add_argument("--lr-min", type=float, default=0.01, help="lowest rate (%(default)s)")
-    cycle.add_argument("--lr-max", type=float, default=0.1, help="highest rate (%(default)s)")
-    cycle.add_argument("--step-size", type=float, default=4, help="half a cycle, in epochs (%(default)s)")
-    cycle.add_argument("--cycles", type=int, default=3, help="how many (%(default)s)")
-    return parser, train
+    add = command(predict)
+    add("run", help="the folder that was OUT")
+    add("files", nargs="+", help="photos")
+    add("--json", dest="as_json", action="store_true", help="all probabilities, as json")
+    command(explain)("run", help="the folder that was OUT")
+    add = command(cycle)
+    add("--out", required=True, help="folder for zigzag.png, cycle.png and policies.png")
+    add("--lr-min", type=float, default=0.01, help="lowest rate (%(default)s)")
+    add("--lr-max", type=float, default=0.1, help="highest rate (%(default)s)")
+    add("--step-size", type=float, default=4, help="half a cycle, in epochs (%(default)s)")
+    add("--cycles", type=int, default=3, help="how many (%(default)s)")
+    return parser
 
 
-def _parse(argv: list[str]) -> dict:
-    """The arguments; for those not given, ``--config``'s values come before the defaults."""
-    parser, train = _parsers()
-    if argv[:1] == ["train"] and not {"-h", "--help"} & {*argv[1:]}:
-        from .job import add_recipe_flags, defaults_from
+def _add_recipe(add) -> None:
+    """A flag for each field of ``Recipe`` and of its ``Augment`` that has a plain value."""
+    for f in (*fields(eva.Recipe), *fields(eva.Augment)):
+        flag, words, right = f"--{f.name.replace('_', '-')}", f.metadata["help"], f.metadata.get("right")
+        if isinstance(f.default, bool):
+            add(flag, action=argparse.BooleanOptionalAction, default=f.default, help=words)
+        elif f.name not in ("augment", "criterion"):
+            words += "" if f.default is None else f" ({f.default})"
+            kind, choices = str if f.default is None else type(f.default), right if isinstance(right, tuple) else None
+            add(flag, type=kind, choices=choices, default=f.default, help=words)
 
-        add_recipe_flags(train)
-        early = parser.parse_args(argv)
-        if early.config:
-            train.set_defaults(**defaults_from(early.config, train))
-    elif argv[:1] == ["train"]:
-        from .job import add_recipe_flags
 
-        add_recipe_flags(train)
-    options = vars(parser.parse_args(argv))
-    if options["command"] == "train" and not options["data"]:
-        train.error("--data is missing: cifar10, digits, or a folder with photos")
-    return options
+def _flags_in(file: str) -> list[str]:
+    """The flags that a run's config.json stands for; they are checked like those that are typed."""
+    from .run import folder_of, read_json
+
+    config = read_json(folder_of(file))
+    try:
+        recipe, policy, found = (config.pop(key, {}) for key in ("recipe", "policy", "found"))
+        values = config | recipe.pop("augment", {}) | recipe | policy | dict.fromkeys(found, "find")
+    except (AttributeError, TypeError) as error:
+        raise InputError(f"config {file!r} is not like the config.json of a run ({error})") from error
+    name = values.pop("name", "OneCycle")
+    check(f"the policy in {file!r}", name, name == "OneCycle", "OneCycle: others are for fit")
+    flags = []
+    for key, value in values.items():
+        if isinstance(value, bool):
+            flags.append(f"--{key}" if value else f"--no-{key}")
+        elif value is not None or key not in ("size", "device", "criterion"):  # for which null is: not given
+            flags.append(f"--{key.replace('_', '-')}={value}")
+    return flags
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's); returns the exit status."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names that a terminal's encoding lacks
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        options = _parse(sys.argv[1:] if argv is None else argv)
+        early = argparse.ArgumentParser("eva-utils train", add_help=False)
+        early.add_argument("--config")
+        if argv[:1] == ["train"] and (file := early.parse_known_args(argv)[0].config):
+            argv = ["train", *_flags_in(file), *argv[1:]]
+        options = vars(_parser(argv).parse_args(argv))
         from .processes import stoppable  # torch with it
 
         with stoppable():
-            from . import job
-
-            getattr(job, options.pop("command"))(**options)
-    except (InputError, OSError) as error:  # the latter of a path that is too long, say, or leads in circles
-        print(f"eva-utils: error: {error}", file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(f"eva-utils: {error}", file=sys.stderr)
-        return 1
+            options.pop("command")(**options)
+        return 0
     except KeyboardInterrupt as stop:
-        print("\neva-utils: stopped; the same command (without --fresh) goes on from what is done", file=sys.stderr)
-        return 128 + (stop.args or (2,))[0]
-    except MemoryError as error:
-        print(f"eva-utils: out of memory ({error}); take smaller or fewer images", file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        words = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")  # torch has types for some
-        if not any(these in str(error) for these in words):
+        status, words = 128 + (stop.args or (2,))[0], "stopped; the same command (without --fresh) goes on from there"
+    except (InputError, OSError) as error:  # the latter of a path that is too long, say, or leads in circles
+        status, words = 2, f"error: {error}"
+    except (MemoryError, RuntimeError) as error:  # torch has a type of its own only for a GPU that is full
+        full = isinstance(error, MemoryError) or re.search("(out of|allocate|enough) memory|ALLOC_FAILED", str(error))
+        if not full and not isinstance(error, RunError):
             raise
-        what = str(error).split("\n")[0]
-        print(f"eva-utils: out of memory; take a smaller --batch-size or --width ({what})", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        cure = "out of memory; take a smaller --batch-size or --width, or smaller images"
+        status, words = 1, f"{cure} ({first_line(error)})" if full else str(error)
+    print(f"eva-utils: {words}", file=sys.stderr)
+    return status

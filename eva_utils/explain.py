@@ -1,38 +1,56 @@
-"""Grad-CAM: which places of a layer raise a class's logit."""
+"""Grad-CAM: which places of a layer raise a class's logit; and all figures of a run."""
 
 from __future__ import annotations
 
 import copy
+import difflib
 import warnings
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from .augment import normalize
-from .data import Images
+from .data import Images, check_labels, rows
 from .errors import InputError, check
-from .look import Cams, Predictions, predictions
+from .look import Predictions, confusion, misclassified, predict, predictions
+from .lr_curve import LRRange
+from .run import FIGURES, HISTORY, RANGE, STEPS, read_csv
 
 LAYERS = ("layer1", "layer2", "layer3")
 
 
+@dataclass(frozen=True, eq=False)
+class Cams:
+    """Heat maps of ``predictions``: ``maps`` for the classes ``explained`` (m,), ``true`` for the right ones.
+
+    Both are float32 arrays (m, len(layers), h, w), each map scaled to 0..1 by itself. method: "gradcam" or "hirescam".
+    """
+
+    predictions: Predictions
+    layers: tuple[str, ...]
+    method: str
+    explained: torch.Tensor = field(repr=False)
+    maps: np.ndarray = field(repr=False)
+    true: np.ndarray = field(repr=False)
+
+    def __getitem__(self, i) -> Cams:
+        columns = ("predictions", "explained", "maps", "true")
+        return replace(self, **{name: getattr(self, name)[rows(i)] for name in columns})
+
+
 def gradcam(
-    model: nn.Module,
-    images: Images | Predictions,
-    layers: str | tuple[str, ...] = LAYERS,
-    *,
-    classes=None,
-    method: str = "gradcam",
-    reshape_transform=None,
+    model: torch.nn.Module, images, layers=LAYERS, *, classes=None, method="gradcam", reshape_transform=None
 ) -> Cams:
     """Heat maps of each image at each of ``layers`` (names of submodules), for the predicted and for the true class.
 
-    classes: a class's name, or a label an image, to be explained in place of the predicted one. method: "gradcam"
-    (R. R. Selvaraju et al., arXiv:1610.02391), or "hirescam" (R. Draelos, L. Carin, arXiv:2011.08891), which multiplies
-    gradient and activation place by place; of ResNet9's layer3 its maps sum to the logit before negative values are
-    cut off. reshape_transform: makes (n, channels, h, w) of a layer's output, for one that has another order.
+    images: ``Images``, or what ``misclassified`` gives. classes: a class's name, or a label an image, to be explained
+    in place of the predicted one. method: "gradcam" (R. R. Selvaraju et al., arXiv:1610.02391), or "hirescam"
+    (R. Draelos, L. Carin, arXiv:2011.08891), which multiplies gradient and activation place by place; of ResNet9's
+    layer3 its maps sum to the logit before negative values are cut off. reshape_transform: makes (n, channels, h, w)
+    of a layer's output, for one that has another order.
 
     Works on a copy, in fp32 with gradients on, whatever surrounds the call; the model keeps its mode, hooks, gradients.
     Raises ``InputError`` if no layer has such a name, or for one without feature maps or that is not used once.
@@ -47,69 +65,64 @@ def gradcam(
     check("layers", layers, len(layers) > 0, "one name or more")
     found = predictions(model, images) if isinstance(images, Images) else images
     images, device = found.images, next(model.parameters()).device
-    explained = found.predicted if classes is None else _labels(classes, images)
-    targets = {"maps": explained.tolist(), "true": images.labels.tolist()}
-    maps = {which: [np.empty((0, *images.pixels.shape[1:3]))] * len(layers) for which in targets}
-    if len(found):
-        maps = {which: [] for which in targets}
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-            network = copy.deepcopy(model).float().eval().requires_grad_(True)
-            x = normalize(images.pixels.to(device), images.mean, images.std)
-            for layer in layers:
-                module = _submodule(network, layer)
-                transform = partial(_feature_map, layer, x.shape, reshape_transform)
-                with {"gradcam": GradCAM, "hirescam": HiResCAM}[method](network, [module], transform) as cam:
-                    # After grad-cam's own hook: what comes later gets a copy, which it may change in place.
-                    hook = module.register_forward_hook(lambda module, inputs, output: output.clone())
-                    cam.activations_and_grads(x[:1])
-                    times = len(cam.activations_and_grads.activations)
-                    check(f"how often layer {layer!r} is used", times, times == 1, "once: choose another layer")
-                    for which, labels in targets.items():
-                        maps[which].append(cam(x, [ClassifierOutputTarget(label) for label in labels]))
-                    hook.remove()
-    maps = {which: np.stack(m, axis=1).astype(np.float32) for which, m in maps.items()}
-    return Cams(found, layers, explained, maps["maps"], maps["true"], method)
-
-
-def _labels(classes, images: Images) -> torch.Tensor:
-    """A label an image, of a class's name or of labels."""
     if isinstance(classes, str):
         check("classes", classes, classes in images.classes, f"one of {', '.join(images.classes)}")
         classes = [images.classes.index(classes)] * len(images)
-    labels = torch.as_tensor(classes, dtype=torch.int64)
-    right = f"a class's name, or {len(images)} labels below {len(images.classes)}"
-    fits = labels.shape == (len(images),) and bool(((labels >= 0) & (labels < len(images.classes))).all())
-    check("classes", classes, fits, right)
-    return labels
-
-
-def _submodule(model: nn.Module, layer: str) -> nn.Module:
-    modules = dict(model.named_modules())
-    if layer not in modules:
-        part = layer
-        while part and not (part in modules and list(modules[part].children())):  # the model itself is ""
-            part = part.rpartition(".")[0]
-        known = ", ".join(f"{part}.{name}".lstrip(".") for name, _ in modules[part].named_children())
-        raise InputError(f"layer {layer!r} is not in the model; layers= takes names such as {known}")
-    return modules[layer]
+    explained = found.predicted if classes is None else torch.as_tensor(classes, dtype=torch.int64)
+    maps, true = np.zeros((2, len(images), len(layers), *images.pixels.shape[1:3]), np.float32)
+    cams = Cams(found, layers, method, explained, maps, true)
+    if not len(images):
+        return cams
+    check_labels(replace(images, labels=explained))
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        network = copy.deepcopy(model).float().eval().requires_grad_(True)
+        modules = dict(network.named_modules())
+        x = normalize(images.pixels.to(device), images.mean, images.std)
+        for j, layer in enumerate(layers):
+            if layer not in modules:
+                near = difflib.get_close_matches(layer, modules) or dict(network.named_children())
+                raise InputError(f"layer {layer!r} is not in the model; layers= takes names such as {', '.join(near)}")
+            transform = partial(_feature_map, layer, x.shape, reshape_transform)
+            with {"gradcam": GradCAM, "hirescam": HiResCAM}[method](network, [modules[layer]], transform) as cam:
+                # After grad-cam's own hook: what comes later gets a copy, which it may change in place.
+                modules[layer].register_forward_hook(lambda module, inputs, output: output.clone())
+                cam.activations_and_grads(x[:1])
+                times = len(cam.activations_and_grads.activations)
+                check(f"how often layer {layer!r} is used", times, times == 1, "once: choose another layer")
+                for where, labels in ((maps, explained), (true, images.labels)):
+                    where[:, j] = cam(x, [ClassifierOutputTarget(label) for label in labels.tolist()])
+    return cams
 
 
 def _feature_map(layer: str, images: torch.Size, reshape, output) -> torch.Tensor:
     """(n, channels, h, w) of a layer's output, by the user's ``reshape`` if there is one."""
     output = reshape(output) if reshape else output
     shape = tuple(getattr(output, "shape", ()))
-    if len(shape) != 4 or shape[2] * shape[3] == 1:
+    if len(shape) != 4 or shape[2:] == (1, 1):
         got = f"{type(output).__name__} {shape}"
         raise InputError(f"layer {layer!r} gives no feature map (n, channels, h, w) but a {got}; choose an earlier one")
-    return output if reshape else _channels_first(output, images)
+    # Some networks keep (n, h, w, channels): told by the shape of the images, which maps have within a place or so.
+    like_images = [abs(h * images[3] - w * images[2]) <= max(images[2:]) for h, w in (shape[2:], shape[1:3])]
+    return output.permute(0, 3, 1, 2) if like_images == [False, True] and not reshape else output
 
 
-def _channels_first(a: torch.Tensor, images: torch.Size) -> torch.Tensor:
-    """(n, c, h, w) of a feature map, which some networks keep as (n, h, w, c): told by the shape of the images."""
+def draw(run: Path, schedule, augment, train_images: Images, test_images: Images, model: torch.nn.Module) -> None:
+    """All figures of the finished run in the folder ``run``."""
+    from . import plots  # matplotlib with it
 
-    def like_images(h: int, w: int) -> bool:
-        return abs(h * images[3] - w * images[2]) <= max(images[2:])  # within a place or so
-
-    if not like_images(*a.shape[2:]) and like_images(*a.shape[1:3]):
-        return a.permute(0, 3, 1, 2)
-    return a
+    history, steps = read_csv(run / HISTORY), read_csv(run / STEPS)
+    probabilities = predict(model, test_images)
+    mistakes = misclassified(model, test_images, probabilities).pick(25)
+    layers = LAYERS if max(test_images.pixels.shape[1:3]) >= 16 else LAYERS[:2]  # layer3 is 1 x 1 then
+    figures = {
+        "samples": lambda: plots.samples(train_images),
+        "augmented": lambda: plots.augmented(train_images, augment),
+        "lr_schedule": lambda: plots.applied(steps, schedule),
+        "history": lambda: plots.history(history),
+        "confusion": lambda: plots.confusion(confusion(model, test_images, probabilities)),
+        "misclassified": lambda: plots.misclassified(mistakes),
+        "gradcam": lambda: plots.gradcam(gradcam(model, mistakes, layers)),
+    }
+    if (run / RANGE).is_file():
+        figures["lr_finder"] = lambda: plots.lr_range(LRRange.load(run / RANGE))
+    print(f"{len(plots.save_all(run / FIGURES, figures))} figures are in {run / FIGURES}")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -33,16 +32,26 @@ class Metrics:
     n: int
 
 
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
-    """``model`` in eval mode; each of its modules gets its own mode back at the end."""
+def _logits_of(model: nn.Module, data, tta: bool, precision: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(logits, labels) batch by batch, in eval mode, on the model's device; the model is left as it was."""
+    device = next(model.parameters()).device
+    precision, size, classes = choose_precision(device, precision), 1, None
+    if isinstance(data, Images):
+        height, width = data.pixels.shape[1:3]
+        size, classes = min(BATCH, max(1, BATCH * 32 * 32 // (height * width))), len(data.classes)
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield model
-    finally:
-        for module, training in modes:
-            module.training = training
+    for x, y in plain_batches(data, size, device):
+        model.eval()
+        try:
+            # Nothing is left open over a yield: an open autocast makes a CPU three times slower.
+            with torch.inference_mode(), autocast(device, precision):
+                logits = _forward(model, x, classes)
+                if tta:
+                    logits = (logits + _forward(model, x.flip(3), classes)) / 2
+        finally:
+            for module, training in modes:
+                module.training = training
+        yield logits, y
 
 
 def _forward(model: nn.Module, x: torch.Tensor, classes: int | None) -> torch.Tensor:
@@ -52,59 +61,27 @@ def _forward(model: nn.Module, x: torch.Tensor, classes: int | None) -> torch.Te
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, TypeError) as error:
-        hint = "; use flatten(1) or reshape(), not view(): images are in channels_last memory" * (
-            "view size" in str(error)
-        )
-        what = f"the model cannot take a batch of {tuple(x.shape)}, {x.dtype}"
-        raise InputError(f"{what}: {first_line(error)}{hint}") from error
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-        what = f"{type(logits).__name__} {tuple(getattr(logits, 'shape', ()))}"
-        raise InputError(f"the model gives a {what}; it has to give a tensor of logits (n, classes)")
+        raise InputError(f"the model cannot take a batch of {tuple(x.shape)}: {first_line(error)}") from error
+    shape = tuple(getattr(logits, "shape", ()))
+    if not isinstance(logits, torch.Tensor) or len(shape) != 2:
+        raise InputError(f"the model gives a {type(logits).__name__} {shape}; it has to give logits (n, classes)")
     if classes and logits.shape[1] != classes:
         raise InputError(f"the model has {logits.shape[1]} outputs; the data have {classes} classes")
     return logits.float()
 
 
-def logits_of(model: nn.Module, data, tta: bool = False, precision: str = "auto") -> Iterator[tuple]:
-    """(logits, labels) batch by batch, in eval mode, on the model's device; the model is left as it was."""
-    device = next(model.parameters()).device
-    precision, size, classes = choose_precision(device, precision), 1, None
-    if isinstance(data, Images):
-        check("number of images", len(data), len(data) > 0, "1 or more")
-        size = min(BATCH, max(1, BATCH * 32 * 32 // (data.pixels.shape[1] * data.pixels.shape[2])))
-        classes = len(data.classes)
-    with eval_mode(model), torch.inference_mode():
-        for x, y in plain_batches(data, size, device):
-            # Autocast around the network alone: left open over a yield, it makes a CPU three times slower.
-            with autocast(device, precision):
-                logits = _forward(model, x, classes)
-                if tta:
-                    logits = (logits + _forward(model, x.flip(3), classes)) / 2
-            yield logits, y
-
-
-def predict(model: nn.Module, images, *, tta: bool = False, precision: str = "auto") -> torch.Tensor:
+def predict(model: nn.Module, images, *, tta=False, precision="auto") -> torch.Tensor:
     """Softmax probabilities, float32 (n, classes) on the CPU, of ``Images`` or of a loader's batches.
 
     With ``tta`` (test-time augmentation) the logits of each image and of its mirror image are averaged first. The model
     runs on the device it is on, in eval mode, and is left as it was.
     """
-    parts = []
-    # No comprehension: after an error its frame would keep the generator, and with it eval mode and autocast, alive.
-    for logits, _ in logits_of(model, images, tta, precision):
-        parts.append(logits.softmax(1).cpu())
+    parts = [logits.softmax(1).cpu() for logits, _ in _logits_of(model, images, tta, precision)]
+    check("number of images", len(parts), len(parts) > 0, "1 or more")
     return torch.cat(parts)
 
 
-def evaluate(
-    model: nn.Module,
-    images,
-    *,
-    tta: bool = False,
-    label_smoothing: float = 0.0,
-    precision: str = "auto",
-    sharded: bool = False,
-) -> Metrics:
+def evaluate(model: nn.Module, images, *, tta=False, label_smoothing=0.0, precision="auto", sharded=False) -> Metrics:
     """Accuracy and loss on ``Images`` or on a loader's batches; each image counts once. ``tta`` as in ``predict``.
 
     sharded: each process of a group takes its share of the images, and all get the whole result, so all have to call
@@ -113,10 +90,9 @@ def evaluate(
     device = next(model.parameters()).device
     loss, counts = torch.zeros((), device=device), torch.zeros(2, dtype=torch.int64, device=device)
     part = images[rank() :: world_size()] if sharded and world_size() > 1 else images
-    if len(part):
-        for logits, y in logits_of(model, part, tta, precision):
-            loss += nn.functional.cross_entropy(logits, y, reduction="sum", label_smoothing=label_smoothing)
-            counts += torch.stack([(logits.argmax(1) == y).sum(), torch.ones_like(y).sum()])
+    for logits, y in _logits_of(model, part, tta, precision):
+        loss += nn.functional.cross_entropy(logits, y, reduction="sum", label_smoothing=label_smoothing)
+        counts += torch.stack([(logits.argmax(1) == y).sum(), torch.ones_like(y).sum()])
     if sharded:
         loss, counts = total(loss), total(counts)
     correct, n = counts.tolist()
@@ -152,18 +128,15 @@ class Predictions:
     come from, ``predicted`` (m,) labels, ``probabilities`` (m, classes)."""
 
     images: Images
-    index: torch.Tensor
-    predicted: torch.Tensor
-    probabilities: torch.Tensor
+    index: torch.Tensor = field(repr=False)
+    predicted: torch.Tensor = field(repr=False)
+    probabilities: torch.Tensor = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, i) -> Predictions:
         return Predictions(*(value[rows(i)] for value in vars(self).values()))
-
-    def __repr__(self) -> str:
-        return f"Predictions({len(self):,} of {self.images!r})"
 
     def pick(self, n: int = 25) -> Predictions:
         """The ``n`` that the model was surest of, surest first (all of them, if there are fewer)."""
@@ -176,46 +149,23 @@ class Predictions:
         return classes[int(self.images.labels[i])], classes[predicted], float(self.probabilities[i, predicted])
 
 
-@dataclass(frozen=True, eq=False)
-class Cams:
-    """Heat maps of ``predictions``: ``maps`` for the classes ``explained`` (m,), ``true`` for the right ones.
-
-    Both are float32 arrays (m, len(layers), h, w), each map scaled to 0..1 by itself. method: "gradcam" or "hirescam".
-    """
-
-    predictions: Predictions
-    layers: tuple[str, ...]
-    explained: torch.Tensor
-    maps: np.ndarray
-    true: np.ndarray
-    method: str
-
-    def __getitem__(self, i) -> Cams:
-        i = rows(i)
-        return Cams(self.predictions[i], self.layers, self.explained[i], self.maps[i], self.true[i], self.method)
-
-    def __repr__(self) -> str:
-        return f"Cams({self.method} of {', '.join(self.layers)}; {self.predictions!r})"
-
-
-def confusion(model: nn.Module, images: Images, probabilities: torch.Tensor | None = None) -> Confusion:
-    """The confusion matrix of ``model`` on ``images``; ``probabilities``: those of ``predict``, if made already."""
-    predicted = (predict(model, images) if probabilities is None else probabilities).argmax(1)
-    k = len(images.classes)
-    counts = torch.bincount(images.labels.cpu() * k + predicted, minlength=k * k).view(k, k)
-    return Confusion(counts.numpy(), images.classes)
-
-
 def predictions(model: nn.Module, images: Images, probabilities: torch.Tensor | None = None) -> Predictions:
-    """What ``model`` says of every image; ``probabilities`` as in ``confusion``."""
+    """What ``model`` says of every image; ``probabilities``: those of ``predict``, if made already."""
     probabilities = predict(model, images) if probabilities is None else probabilities
     return Predictions(images, torch.arange(len(images)), probabilities.argmax(1), probabilities)
 
 
+def confusion(model: nn.Module, images: Images, probabilities: torch.Tensor | None = None) -> Confusion:
+    """The confusion matrix of ``model`` on ``images``; ``probabilities``: those of ``predict``, if made already."""
+    predicted, k = predictions(model, images, probabilities).predicted, len(images.classes)
+    counts = torch.bincount(images.labels.cpu() * k + predicted, minlength=k * k).view(k, k)
+    return Confusion(counts.numpy(), images.classes)
+
+
 def misclassified(model: nn.Module, images: Images, probabilities: torch.Tensor | None = None) -> Predictions:
     """The images that ``model`` gets wrong, in their order; ``probabilities`` as in ``confusion``."""
-    all_of_them = predictions(model, images, probabilities)
-    return all_of_them[(all_of_them.predicted != images.labels.cpu()).nonzero().flatten()]
+    found = predictions(model, images, probabilities)
+    return found[(found.predicted != images.labels.cpu()).nonzero().flatten()]
 
 
 def load_model(run: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -229,9 +179,8 @@ def load_model(run: str | Path, model: nn.Module | None = None) -> nn.Module:
     try:
         weights = content.pop("weights")
         if model is None:
-            check(
-                "model", "not given", "prep.conv.weight" in weights, "given: the run is of another network than ResNet9"
-            )
+            known = "prep.conv.weight" in weights
+            check("model", "not given", known, "given: the run is of another network than ResNet9")
             model = ResNet9(weights["head.linear.weight"].shape[0], weights["prep.conv.weight"].shape[0])
         model.load_state_dict(weights)
     except (KeyError, RuntimeError) as error:
@@ -251,18 +200,13 @@ def classify(run: str | Path, *files: str | Path, model: nn.Module | None = None
     if not about.get("classes"):
         raise InputError(f"{str(run)!r} was trained on a loader, so it knows neither classes nor mean and std")
     height, width = about["image_size"]
-    pixels = [photo(file, height if height == width else None) for file in files]
-    for file, array in zip(files, pixels, strict=True):
-        right = f"{width} x {height} pixels, as trained on"
-        check(
-            f"the size of {str(file)!r}",
-            f"{array.shape[1]} x {array.shape[0]}",
-            array.shape[:2] == (height, width),
-            right,
-        )
+    pixels = np.zeros((len(files), height, width, 3), np.uint8)
+    for file, place in zip(files, pixels, strict=True):
+        image = photo(file, height if height == width else None)
+        size, right = f"{image.shape[1]} x {image.shape[0]}", f"{width} x {height} pixels, as trained on"
+        check(f"the size of {str(file)!r}", size, image.shape == place.shape, right)
+        place[:] = image
     labels = torch.zeros(len(files), dtype=torch.int64)
-    images = Images(torch.from_numpy(np.stack(pixels)), labels, *(tuple(about[k]) for k in ("classes", "mean", "std")))
-    return [
-        {about["classes"][i]: float(row[i]) for i in row.argsort(descending=True, stable=True).tolist()}
-        for row in predict(model, images)
-    ]
+    images = Images(torch.from_numpy(pixels), labels, *(tuple(about[key]) for key in ("classes", "mean", "std")))
+    shares = [zip(images.classes, row, strict=True) for row in predict(model, images).tolist()]
+    return [dict(sorted(row, key=lambda share: -share[1])) for row in shares]

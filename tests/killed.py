@@ -20,7 +20,7 @@ import eva_utils.run
 from eva_utils import Augment, Images, OneCycle, Recipe, ResNet9, cli, fit, keeper, look
 
 EPOCHS = 6
-for module in ("eva_utils.job", "albumentations.pytorch", "pytorch_grad_cam", "matplotlib.pyplot"):
+for module in ("eva_utils.explain", "eva_utils.plots", "albumentations.pytorch", "pytorch_grad_cam"):
     importlib.import_module(module)
 
 
