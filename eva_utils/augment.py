@@ -136,9 +136,8 @@ def normalize(pixels: torch.Tensor, mean, std) -> torch.Tensor:
 @functools.lru_cache
 def _scale_and_shift(mean, std, device) -> tuple[torch.Tensor, torch.Tensor]:
     """On ``device``, once: to make a tensor of a list there, the CPU waits for all that a GPU has still to do."""
-    with torch.inference_mode(False):
-        mean, std = (torch.tensor(values, dtype=torch.float32) for values in (mean, std))
-        return (1 / (255 * std)).to(device), (-mean / std).to(device)
+    mean, std = (torch.tensor(values, dtype=torch.float32) for values in (mean, std))
+    return (1 / (255 * std)).to(device), (-mean / std).to(device)
 
 
 def _mirror(position: torch.Tensor, size: int) -> torch.Tensor:
