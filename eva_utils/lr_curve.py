@@ -20,10 +20,9 @@ SMOOTH = 11  # steps in the centred mean: centred, because an average of the pas
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Arrays (steps,): the rate of each step, the loss of its batch, and the mean loss of ``SMOOTH`` steps around it,
-    in which a loss above the first ones counts as the highest of those.
-
-    guess: the loss of somebody who only guesses, ln(classes) in nats; infinite where the loss is another one.
+    """Arrays (steps,): each step's rate, its batch's loss, and the mean loss of ``SMOOTH`` steps around it, in which a
+    loss above the first ones counts as the highest of those. guess: the loss of somebody who only guesses, ln(classes)
+    in nats; infinite where the loss is another one.
     """
 
     lr: np.ndarray = field(repr=False)
@@ -34,13 +33,11 @@ class Curve:
     def valley(self) -> tuple[int, int]:
         """The step with the lowest smoothed loss of the valley, and the first step behind it (or their number).
 
-        The valley ends where the loss has come up again by ``TURNS`` of its fall so far. What comes later does not
-        count: a network may recover from a blow-up while the test goes on, or give up and just guess.
+        It ends where the loss is up again by ``TURNS`` of its fall so far: later, a network may recover, or just guess.
         """
         lowest = np.minimum.accumulate(self.smooth)
         fall = lowest[0] - lowest
-        # Before half of the whole fall is made, a rise is a bump on the way.
-        up = (self.smooth > lowest + TURNS * fall) & (fall >= fall[-1] / 2)
+        up = (self.smooth > lowest + TURNS * fall) & (fall >= fall[-1] / 2)  # before half of it, a rise is a bump
         edge = int(np.append(up, True).argmax())
         return int(self.smooth[:edge].argmin()), edge
 

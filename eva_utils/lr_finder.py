@@ -70,7 +70,7 @@ def find_lr(
                     "choose another folder, start over (--fresh), or make the model anew after torch.manual_seed(seed)"
                 )
         begun = time.perf_counter()
-        guess = math.inf if recipe.criterion else math.log(outputs)
+        guess = math.log(outputs) if recipe.criterion is None else math.inf
         found = read_curve(*range_test(model, train, recipe, start, end, steps), guess)
         found = replace(found, seconds=time.perf_counter() - begun, settings=settings)
         if file:
@@ -79,10 +79,8 @@ def find_lr(
 
 
 def range_test(model: nn.Module, train, recipe: Recipe, lr_start: float, lr_end: float, steps: int):
-    """torch-lr-finder's range test on a copy of ``model``, in the training's own steps: rates and losses, unsmoothed.
-
-    Arrays of up to ``steps`` values: it stops at five times the lowest loss.
-    """
+    """Rates and losses, arrays of up to ``steps``, of torch-lr-finder's range test on a copy of ``model``, in the
+    training's own steps; it stops at five times the lowest loss."""
     with warnings.catch_warnings(action="ignore"):  # tqdm.autonotebook's announcement
         import torch_lr_finder.lr_finder as library
 

@@ -138,13 +138,13 @@ def test_summary_of_a_model_of_ones_own():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_last_pool_is_torchs_adaptive_one(dtype):
+def test_the_last_pool_is_torchs_adaptive_one(device, dtype):
     """Values and gradients, ties included, and the memory's order stays."""
-    x = torch.randint(-3, 3, (5, 7, 4, 6)).to(dtype).contiguous(memory_format=torch.channels_last)
-    mine, theirs = (x.clone().requires_grad_() for _ in range(2))
+    x = torch.randint(-3, 3, (5, 7, 4, 6)).to(device, dtype).contiguous(memory_format=torch.channels_last)
+    mine, theirs = x.clone().requires_grad_(), x.contiguous().requires_grad_()  # its kernel takes no channels_last
     out, expected = GlobalMaxPool()(mine), nn.AdaptiveMaxPool2d(1)(theirs)
     assert torch.equal(out, expected)
-    weight = torch.randn(out.shape).to(dtype)
+    weight = torch.randn(out.shape).to(device, dtype)
     (out * weight).sum().backward()
     (expected * weight).sum().backward()
     assert torch.equal(mine.grad, theirs.grad)
