@@ -1,4 +1,4 @@
-"""Are the found rates as good as searched ones, and what is LR_MIN worth? The trainings that tell.
+"""Are the found rates as good as searched ones? The trainings that tell.
 
     python benchmarks/lr_finder.py --data data/cifar10-jpeg     # some hours on two cores; goes on where it stopped
     python benchmarks/lr_finder.py --data data/cifar10-jpeg --whole    # minutes on a fast GPU, days on two cores
@@ -33,7 +33,6 @@ from eva_utils.train import Trainer
 from lr_rules import RATIO, TESTS, Curves, rates
 
 GRID = [0.0125 * 2**k for k in range(9)]  # 0.0125 .. 3.2
-RATIOS = [5, 10, 20, 40, 100]  # of the study of LR_MIN
 SEEDS = range(3)
 TRAIN, HELD_OUT, EPOCHS = 10_000, 5_000, 5  # CIFAR-10
 DIGITS_HELD_OUT, DIGITS_EPOCHS = 300, 20
@@ -59,11 +58,8 @@ _TRIED = [
 ]  # fmt: skip
 SETTINGS = [Setting(*values) for values in _TRIED]
 NEAR = 6  # points
-WEAK = [SETTINGS[3], SETTINGS[9]]  # where the rule loses most with the first seeds: tried again with others
-MORE_SEEDS = range(3, 12)
 WHOLE = Setting("cifar10", 64, 512, "scaled", 0.0, epochs=24)  # rates for the job itself
 WHOLE_NEAR = 1
-WHOLE_RATIOS = [5, 40]
 # The rule in eva_utils was chosen on these. All but the first seed only where it matters.
 _TRIED = [
     ("cifar10", 16, 512, "scaled", 0.2), ("cifar10", 16, 512, "plain", 0.0),
@@ -71,8 +67,6 @@ _TRIED = [
     ("digits", 16, 256, "scaled", 0.2), ("digits", 16, 256, "plain", 0.0), ("cifar10", 32, 256, "scaled", 0.2),
 ]  # fmt: skip
 CHOSEN_ON = [Setting(*values) for values in _TRIED]
-# What LR_MIN is worth: in some of both, at the LR_MAX found.
-LR_MIN_SETTINGS = [CHOSEN_ON[0], CHOSEN_ON[3], SETTINGS[4], SETTINGS[5]]
 Pair = tuple[float, float]  # (LR_MIN, LR_MAX)
 Task = tuple[Setting, int, Pair | None]  # with a seed; None: the range tests
 
@@ -150,32 +144,25 @@ def wanted(rows: Rows, whole: bool = False) -> list[Task]:
     """What is still to be run, in an order in which partial results are of use; ``whole``: of the whole job alone."""
     todo = []
     for setting in [WHOLE] if whole else SETTINGS + CHOSEN_ON:
-        for seed in seeds(setting):
+        for seed in SEEDS:
             if not (tests := curves_of(rows, setting, seed)):
                 todo.append((setting, seed, None))
                 continue
             pairs = [on_grid(rate) for rate in grid_of(rows, setting, seed)]
-            if setting in [*SETTINGS, *LR_MIN_SETTINGS, WHOLE]:
+            if setting in [*SETTINGS, WHOLE]:
                 found = rates(tests)
                 pairs.append(found.pop("eva_utils"))
-                ratios = RATIOS if setting in LR_MIN_SETTINGS else WHOLE_RATIOS if setting == WHOLE else []
-                pairs += [(pairs[-1][1] / ratio, pairs[-1][1]) for ratio in ratios]
-                if setting in SETTINGS and seed in SEEDS:  # of the other rules' rates, what the grid says nothing of
+                if setting in SETTINGS:  # of the other rules' rates, what the grid says nothing of
                     pairs += [pair for pair in found.values() if not GRID[0] <= pair[1] <= GRID[-1]]
             todo += [(setting, seed, pair) for pair in pairs if not trained(rows, setting, seed, pair)]
     return todo
 
 
-def seeds(setting: Setting) -> list[int]:
-    return [*SEEDS, *(MORE_SEEDS if setting in WEAK else [])]
-
-
 def grid_of(rows: Rows, setting: Setting, seed: int) -> list[float]:
     """The LR_MAX to train with: the whole grid; of a setting for choosing and of the whole job, with all seeds but the
-    first, and with MORE_SEEDS, only those with which the first came within NEAR points of its best (none before it is
-    done).
+    first, only those with which the first came within NEAR points of its best (none before it is done).
     """
-    if seed == SEEDS[0] or (setting in SETTINGS and seed in SEEDS):
+    if seed == SEEDS[0] or setting in SETTINGS:
         return GRID
     first = {rate: trained(rows, setting, SEEDS[0], on_grid(rate)) for rate in GRID}
     if not all(first.values()):

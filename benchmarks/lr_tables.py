@@ -1,4 +1,4 @@
-"""What benchmarks/lr_finder.py measured: the regret of four rules, what LR_MIN is worth, and two figures.
+"""What benchmarks/lr_finder.py measured: the regret of four rules, the whole job, and two figures.
 
     python benchmarks/lr_tables.py    # prints the tables; draws lr_finder.png and lr_finder_choice.png beside the json
 
@@ -10,8 +10,6 @@ tables then say so. Settings of which other runs are missing are left out.
 from __future__ import annotations
 
 import argparse
-import math
-from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 
@@ -22,7 +20,7 @@ from common import ASSETS, NAMES, Rows, markdown, spread, where
 from eva_utils import plots
 from eva_utils.lr_curve import BEYOND
 from eva_utils.plots._base import COLORS, Picture, styled
-from lr_finder import Pair, Setting, curves_of, grid_of, on_grid, seeds, trained, wanted
+from lr_finder import Pair, Setting, curves_of, grid_of, on_grid, trained, wanted
 from lr_rules import RULES, ours, rates
 
 
@@ -43,12 +41,16 @@ def devices(rows: Rows, whole: bool = False) -> str:
     return "; ".join(dict.fromkeys(where(row) for row in heads))
 
 
+def pictures(rows: Rows) -> dict[str, str]:
+    """The data of the settings, in the words of what was used."""
+    return {row["data"]: NAMES.get(row["pictures"], row["pictures"]) for row in rows.rows if "curves" in row}
+
+
 def label(rows: Rows, setting: Setting) -> str:
     """The setting in words, with the name of the pictures that were used."""
-    data = next(row["pictures"] for row in rows.rows if "curves" in row and row["data"] == setting.data)
     smoothing = f"label smoothing {setting.smoothing:g}" if setting.smoothing else "no label smoothing"
     network = f"width {setting.width}, batch {setting.batch}, {setting.logits} logits"
-    return f"{NAMES.get(data, data)}, {network}, {smoothing}"
+    return f"{pictures(rows)[setting.data]}, {network}, {smoothing}"
 
 
 def score(rows: Rows, setting: Setting, seed: int, pair: Pair, which: str = "raw") -> float:
@@ -88,110 +90,63 @@ def regret(rows: Rows, which: str = "raw") -> str:
     return table + note * bool(untrained)
 
 
-def lines_of(rows: Rows, setting: Setting, choices: dict[str, dict[int, Pair]]) -> list[list[str]]:
-    """The table's line for each choice, name -> seed -> rates: accuracy over the seeds that were trained with them."""
-    lines = []
-    for name, pairs in choices.items():
-        if runs := [row for seed, pair in pairs.items() if (row := trained(rows, setting, seed, pair))]:
-            lines.append([name, *(spread([row[which] for row in runs]) for which in ("raw", "ema")), f"{len(runs)}"])
-    return lines
-
-
-def as_found(rows: Rows, setting: Setting) -> tuple[list[str], str]:
-    """The line of the rates found, and the LR_MAX in words."""
-    found = {seed: rates_of(rows, setting, seed)["eva_utils"] for seed in seeds(setting)}
-    every = all(trained(rows, setting, seed, pair) for seed, pair in found.items())
-    values = [[score(rows, setting, seed, pair, which) for seed, pair in found.items()] for which in ("raw", "ema")]
-    name = "as found, LR_MIN too" if every else "as found, read off the grid where not trained with"
-    return [name, *map(spread, values), f"{len(found)}"], ", ".join(f"{lr_max:.2g}" for _, lr_max in found.values())
-
-
-def weak(rows: Rows) -> str:
-    """The settings where our rule does worst, with more seeds, in Markdown."""
-    parts = []
-    for setting in complete(rows, study.WEAK):
-        choices = {f"{rate:.3g}": dict.fromkeys(seeds(setting), on_grid(rate)) for rate in study.GRID}
-        table = markdown(["LR_MAX", "raw", "EMA", "n"], [*lines_of(rows, setting, choices), as_found(rows, setting)[0]])
-        parts.append(f"{label(rows, setting)}; {devices(rows)}:\n\n{table}")
-    return "\n".join(parts)
-
-
-def studied(rows: Rows, setting: Setting, seed: int, ratios: list[int]) -> Pair | None:
-    """The pair that was found and trained with, LR_MAX with other LR_MIN as well: the present rule's, or an earlier."""
-    key = {**asdict(setting), "seed": seed}
-    runs = [row for row in rows.rows if "lr_min" in row and all(row.get(k) == v for k, v in key.items())]
-    for pair in [rates_of(rows, setting, seed)["eva_utils"], *((row["lr_min"], row["lr_max"]) for row in runs)]:
-        others = [(pair[1] / ratio, pair[1]) for ratio in ratios]
-        if all(trained(rows, setting, seed, p) for p in (pair, *others)) and not any(
-            math.isclose(pair[0], other) for other, _ in (*others, on_grid(pair[1]))
-        ):
-            return pair
-    return None
-
-
-def lr_min(rows: Rows) -> str:
-    """Accuracy, last weights / average, for the LR_MAX found and several LR_MIN, in Markdown."""
-    lines, earlier = [], False
-    for setting in study.LR_MIN_SETTINGS:
-        tests = [seed for seed in study.SEEDS if curves_of(rows, setting, seed)]
-        found = {seed: pair for seed in tests if (pair := studied(rows, setting, seed, study.RATIOS))}
-        if len(found) == len(study.SEEDS):
-            earlier |= any(pair != rates_of(rows, setting, seed)["eva_utils"] for seed, pair in found.items())
-            choices = [{s: (lr_max / r, lr_max) for s, (_, lr_max) in found.items()} for r in study.RATIOS] + [found]
-            cells = [[mean(score(rows, setting, s, pair, which) for s, pair in pairs.items())
-                      for which in ("raw", "ema")] for pairs in choices]  # fmt: skip
-            share = " to ".join(f"1/{f([b / a for a, b in found.values()]):.0f}" for f in (min, max))
-            lines.append([label(rows, setting), *(f"{raw:.1f} / {ema:.1f}" for raw, ema in cells), share])
-    head = ["setting", *(f"LR_MAX/{ratio}" for ratio in study.RATIOS), "as found", "which is LR_MAX times"]
-    return markdown(head, lines) + "\nSome or all of these rates were found by an earlier rule.\n" * earlier
-
-
 def whole(rows: Rows) -> str:
     """The whole job with each LR_MAX of the grid and with the rates found, and what the other rules found, in Markdown:
     mean and standard deviation over the seeds.
     """
-    if not complete(rows, [study.WHOLE], whole=True):
+    job, seeds = study.WHOLE, study.SEEDS
+    if not complete(rows, [job], whole=True):
         return ""
-    choices = {f"{rate:.3g}": dict.fromkeys(study.SEEDS, on_grid(rate)) for rate in study.GRID}
-    line, maxima = as_found(rows, study.WHOLE)
-    before = {seed: pair for seed in study.SEEDS if (pair := studied(rows, study.WHOLE, seed, study.WHOLE_RATIOS))}
-    old = any(
-        not trained(rows, study.WHOLE, seed, rates_of(rows, study.WHOLE, seed)["eva_utils"]) for seed in study.SEEDS
-    )
-    name = f"{', '.join(f'{lr_max:.3g}' for _, lr_max in before.values())} (an earlier rule's)" if old else "as found"
-    more = {f"{name}, LR_MIN too": before} if old else {}
-    for ratio in study.WHOLE_RATIOS:
-        more[f"{name}, LR_MIN LR_MAX/{ratio}"] = {s: (lr_max / ratio, lr_max) for s, (_, lr_max) in before.items()}
-    lines = [*lines_of(rows, study.WHOLE, choices), line, *lines_of(rows, study.WHOLE, more)]
-    found = {rule: [rates_of(rows, study.WHOLE, seed)[rule][1] for seed in study.SEEDS] for rule in RULES[1:]}
-    others = "; ".join(f"*{rule}* {', '.join(f'{rate:.2g}' for rate in found[rule])}" for rule in found)
-    return (
-        f"{label(rows, study.WHOLE)}, {study.WHOLE.epochs} epochs; {devices(rows, whole=True)}:\n\n"
-        f"{markdown(['LR_MAX', 'raw', 'EMA', 'n'], lines)}\nLR_MAX found: *eva_utils* {maxima}; {others}.\n"
-    )
+    lines = []
+    for rate in study.GRID:
+        runs = [row for seed in seeds if (row := trained(rows, job, seed, on_grid(rate)))]
+        lines.append(
+            [f"{rate:.3g}", *(spread([row[which] for row in runs]) for which in ("raw", "ema")), f"{len(runs)}"]
+        )
+    found = {rule: [rates_of(rows, job, seed)[rule] for seed in seeds] for rule in RULES}
+    pairs = list(zip(seeds, found["eva_utils"], strict=True))
+    cells = [spread([score(rows, job, seed, pair, which) for seed, pair in pairs]) for which in ("raw", "ema")]
+    every = all(trained(rows, job, seed, pair) for seed, pair in pairs)
+    name = "as found, LR_MIN too" if every else "as found, read off the grid where not trained with"
+    table = markdown(["LR_MAX", "raw", "EMA", "n"], [*lines, [name, *cells, f"{len(pairs)}"]])
+    maxima = "; ".join(f"*{rule}* {', '.join(f'{pair[1]:.2g}' for pair in found[rule])}" for rule in RULES)
+    title = f"{label(rows, job)}, {job.epochs} epochs; {devices(rows, whole=True)}"
+    return f"{title}:\n\n{table}\nLR_MAX found: {maxima}.\n"
+
+
+def marks(ax, setting: Setting, x, y, **style) -> None:
+    """Points of a setting: the colour tells the logits, the shape the data."""
+    color, marker = COLORS[setting.logits == "plain"], "os"[setting.data == "digits"]
+    name = f"{NAMES.get(setting.data, setting.data)}, {setting.logits} logits"
+    ax.plot(x, y, marker, ms=5, color=color, alpha=0.6, mew=0, label=name, **style)
+
+
+def legend(figure: Picture, ax) -> None:
+    handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))  # each name once
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4)
 
 
 @styled
 def draw(rows: Rows) -> Picture:
     """For each rule: what every setting and seed loses by its LR_MAX, against how far that is from the grid's best."""
-    figure = Picture(9, 3.4)
+    settings = complete(rows, study.SETTINGS)
+    figure = Picture(
+        9, 3.9, f"Four rules: what their LR_MAX costs, {len(settings)} settings, {len(study.SEEDS)} seeds each"
+    )
     panels = figure.subplots(1, len(RULES), sharex=True, sharey=True)
-    for setting in complete(rows, study.SETTINGS):
-        grid, color = grid_means(rows, setting), COLORS[setting.logits == "plain"]
+    for setting in settings:
+        grid = grid_means(rows, setting)
         best = max(grid, key=grid.get)
         for seed in study.SEEDS:
             for ax, pair in zip(panels, rates_of(rows, setting, seed).values(), strict=True):
-                lost = max(grid[best] - score(rows, setting, seed, pair), 0.1)
-                ax.plot(pair[1] / best, lost, "o", ms=5, color=color, alpha=0.6, mew=0)
+                marks(ax, setting, pair[1] / best, max(grid[best] - score(rows, setting, seed, pair), 0.1))
     for ax, rule in zip(panels, RULES, strict=True):
         ax.axvline(1, color=".5", lw=1)
         ax.set(title=rule, xscale="log", yscale="log", xlabel="its LR_MAX / the best")
-    panels[0].set(ylabel="accuracy lost (points)", xlim=(1e-3, 1e3), xticks=[1e-2, 1, 1e2], ylim=(0.09, 100))
+    panels[0].set(ylabel="points lost, 0.1 or more", xlim=(1e-3, 1e3), xticks=[1e-2, 1, 1e2], ylim=(0.09, 100))
     for axis in (panels[0].yaxis, *(ax.xaxis for ax in panels)):
         axis.set_major_formatter("{x:g}")
-    for logits, color in zip(("scaled", "plain"), COLORS, strict=False):
-        panels[0].plot([], [], "o", ms=5, color=color, alpha=0.6, mew=0, label=f"{logits} logits")
-    figure.legend(loc="outside lower center", ncols=2)
+    legend(figure, panels[0])
     return figure
 
 
@@ -199,27 +154,29 @@ def draw(rows: Rows) -> Picture:
 def draw_choice(rows: Rows) -> Picture:
     """How BEYOND was chosen: accuracy lost against LR_MAX, counted from the rate at half of the loss's fall.
 
-    A point is a training; each seed is counted from its own curve and its own best.
+    A point is a training, a line one seed of a setting, counted from its own curve and its own best.
     """
-    figure = Picture(9, 5)
+    figure = Picture(9, 5, "Accuracy lost (points) against LR_MAX over the rate at half of the fall")
     ax = figure.subplots()
-    for i, setting in enumerate(study.CHOSEN_ON):
-        lost = []
+    for setting in study.CHOSEN_ON:
         for seed in study.SEEDS:
             runs = [trained(rows, setting, seed, on_grid(rate)) for rate in grid_of(rows, setting, seed)]
             if runs and all(runs):
                 middle, best = ours(curves_of(rows, setting, seed)).curve.half(), max(row["raw"] for row in runs)
-                lost += [(row["lr_max"] / middle, best - row["raw"]) for row in runs]
-        if lost:
-            marker, color = "os"[setting.data == "digits"], COLORS[i % len(COLORS)]
-            ax.plot(*np.array(sorted(lost)).T, marker, ms=6, color=color, alpha=0.85, mew=0, label=label(rows, setting))
+                marks(
+                    ax,
+                    setting,
+                    [row["lr_max"] / middle for row in runs],
+                    [best - row["raw"] for row in runs],
+                    ls="-",
+                    lw=0.7,
+                )
     ax.axvline(BEYOND, color=".3", lw=1.5, ls="--")
-    ax.annotate(f"{BEYOND}", (BEYOND, 1), (0, 4), xycoords=("data", "axes fraction"), textcoords="offset points",
-                ha="center", annotation_clip=False)  # fmt: skip
+    ax.annotate(f"the rule: {BEYOND}  ", (BEYOND, 19), ha="right")
     ax.set(xscale="log", xlim=(0.1, 300), ylim=(20, -0.5), xlabel="LR_MAX / rate at half of the fall",
            ylabel="accuracy lost (points)")  # fmt: skip
     ax.xaxis.set_major_formatter("{x:g}")
-    figure.legend(loc="outside lower center", ncols=2, fontsize=7.5)
+    legend(figure, ax)
     return figure
 
 
@@ -228,9 +185,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ASSETS / "lr_finder.json", help="what lr_finder.py wrote")
     args = parser.parse_args()
     rows = Rows(args.out)
-    print(regret(rows), regret(rows, "ema"), weak(rows), lr_min(rows), whole(rows), sep="\n")
-    for name, picture in {"lr_finder": draw(rows), "lr_finder_choice": draw_choice(rows)}.items():
-        print(plots.save(picture, args.out.with_name(f"{name}.png")))
+    print(regret(rows), regret(rows, "ema"), whole(rows), sep="\n")
+    about = f"{' and '.join(sorted(pictures(rows).values()))}; {devices(rows)}"
+    for name, function in {"lr_finder": draw, "lr_finder_choice": draw_choice}.items():
+        print(plots.save(function(rows, about=about), args.out.with_name(f"{name}.png")))
 
 
 if __name__ == "__main__":

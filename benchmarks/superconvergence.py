@@ -41,7 +41,7 @@ def draw(rows: list[dict]):
         curves = zip(row["test_accuracy"], row["test_accuracy_ema"], strict=True)
         history = [{"test_accuracy": raw, "test_accuracy_ema": ema} for raw, ema in curves]
         runs.setdefault(row["policy"], []).append(history)
-    return plots.compare(runs)
+    return plots.compare(runs, about=f"{NAMES.get(row['data'], row['data'])}, {where(row)}, n = 1")
 
 
 def table(rows: list[dict]) -> str:

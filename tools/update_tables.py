@@ -114,10 +114,10 @@ def rates() -> Rows:
     return Rows(BENCHMARKS / "lr_finder.json")
 
 
-def rules(which: str = "raw") -> str:
+def rules() -> str:
     done = len(lr_tables.complete(rates(), lr_finder.SETTINGS))
     title = f"{done} of {len(lr_finder.SETTINGS)} settings are complete; {lr_tables.devices(rates())}:"
-    return f"{title}\n\n{lr_tables.regret(rates(), which)}"
+    return f"{title}\n\n{lr_tables.regret(rates())}"
 
 
 TABLES = {
@@ -130,9 +130,6 @@ TABLES = {
     "own_statistics": lambda: accuracy.statistics(recipe_rows("test", "held out")),
     "superconvergence": lambda: superconvergence.table(Rows(BENCHMARKS / "superconvergence.json").rows),
     "rules": rules,
-    "rules_ema": lambda: rules("ema"),
-    "weak": lambda: lr_tables.weak(rates()),
-    "lr_min": lambda: lr_tables.lr_min(rates()),
     "whole_rates": lambda: lr_tables.whole(rates()),
 }
 MARKERS = re.compile(r"(<!-- (\w+): written by.*?-->\n)(.*?)(<!-- end of \2 -->)", re.DOTALL)

@@ -19,7 +19,6 @@ SCREEN, FINE = 100, 200  # dots an inch: in a notebook, and of saved figures unl
 # Words in each have a contrast of 4.5 : 1 or more on white; the colour-blind can tell the first three apart.
 COLORS = BLUE, ORANGE, GREEN, *_ = ("#0072b2", "#b85600", "#00694c", "#1f1f1f", "#8f4fa8", "#6e6e6e")
 GREY = "0.35"
-PNG = {"format": "png", "bbox_inches": "tight", "pad_inches": 0.15, "facecolor": "white"}
 STYLE = sns.axes_style("whitegrid") | {
     "grid.color": ".9", "axes.edgecolor": ".6", "axes.spines.top": False, "axes.spines.right": False,
     "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 11,
@@ -36,10 +35,17 @@ class Picture(Figure):
         self.headline = self.suptitle(title, x=0.01, ha="left") if title else None
 
     def _repr_png_(self) -> bytes:
-        self.savefig(large := io.BytesIO(), dpi=SCREEN, **PNG)
-        small = io.BytesIO()  # in 128 colours: a third of the bytes, and a notebook has a dozen of figures
-        Image.open(large).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, "png", optimize=True)
-        return small.getvalue()
+        return png(self, SCREEN)
+
+
+def png(figure: Figure, dpi="figure") -> bytes:
+    """``figure`` in 128 colours: a third of the bytes, and a notebook has a dozen of figures."""
+    figure.savefig(
+        large := io.BytesIO(), dpi=dpi, format="png", bbox_inches="tight", pad_inches=0.15, facecolor="white"
+    )
+    small = io.BytesIO()
+    Image.open(large).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    return small.getvalue()
 
 
 def styled(draw: Callable) -> Callable:
@@ -102,7 +108,7 @@ def save(figure: Figure, path: str | Path) -> Path:
     """Write ``figure`` as a PNG, whole or not at all; returns its path. Raises ``InputError`` where it cannot."""
     path = Path(path)
     check("path", str(path), path.suffix.lower() == ".png", "a name that ends in .png")
-    write_atomically(path, lambda part: figure.savefig(part, dpi="figure", **PNG))
+    write_atomically(path, lambda part: part.write_bytes(png(figure)))
     return path
 
 

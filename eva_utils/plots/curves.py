@@ -160,7 +160,7 @@ def applied(steps: list[dict], policy) -> Figure:
 def history(rows: list[dict]) -> Figure:
     """Loss and accuracy after every epoch (``Run.history``); the axes show the end, the titles name the worst value."""
     epoch, marker = [row["epoch"] for row in rows], "." if len(rows) <= 60 else None
-    figure = Picture(9.5, 4, "Loss and accuracy after every epoch: train, and test with last weights and EMA")
+    figure = Picture(9.2, 4, "Loss and accuracy after every epoch: train, and test with last weights and EMA")
     for ax, what, digits in zip(figure.subplots(1, 2), ("loss", "accuracy"), (3, 2), strict=True):
         curves = np.array([[row[key] for row in rows] for key in (f"train_{what}", f"test_{what}", f"test_{what}_ema")])
         for values, name, color in zip(curves, ("train", "last weights", "EMA"), (ORANGE, BLUE, GREEN), strict=True):
@@ -180,7 +180,7 @@ def compare(runs: dict) -> Figure:
     """Test accuracy of runs, {name: a list of ``Run.history``}; the axes show the ends, which are named."""
     lengths = [len(rows) for some in runs.values() for rows in some]
     longer = "; dashed: longer runs" * (max(lengths) > min(lengths))
-    figure = Picture(11, 4.4, f"Test accuracy (%); dotted: where {next(iter(runs))} ended{longer}")
+    figure = Picture(9.2, 4.2, f"Test accuracy (%); dotted: where {next(iter(runs))} ended{longer}")
     for ax, key in zip(figure.subplots(1, 2), ("test_accuracy", "test_accuracy_ema"), strict=True):
         for (name, some), color in zip(runs.items(), 9 * COLORS, strict=False):
             for rows in some:
