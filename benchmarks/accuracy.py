@@ -163,11 +163,8 @@ def solution_a(job: Job):
     steps = len(loader(job.train, recipe, choose_device()))
     momentum = Cycle(job.epochs, job.peak, 0.95, 0.85, 0.95, cosine=True)
     optimizer = partial(CyclicMomentum, policy=momentum, steps_per_epoch=steps, weight_decay=5e-4)
-    return (
-        model,
-        Cycle(job.epochs, job.peak, 0.004, 0.609, 0.609 / 25, cosine=True),
-        recipe.replace(optimizer=optimizer),
-    )
+    schedule = Cycle(job.epochs, job.peak, 0.004, 0.609, 0.609 / 25, cosine=True)
+    return model, schedule, recipe.replace(optimizer=optimizer)
 
 
 def cifar10_fast(job: Job, change: Callable = lambda model: model):
@@ -175,11 +172,8 @@ def cifar10_fast(job: Job, change: Callable = lambda model: model):
 
     (github.com/davidcpage/cifar10-fast; Cutout of 8 x 8 as there. Its rates are per batch of 512 as ours.)
     """
-    return (
-        change(job.network()),
-        Cycle(job.epochs, job.peak, 0.0, 0.4, 0.0),
-        eva.Recipe(seed=job.seed, weight_decay=5e-4),
-    )
+    schedule = Cycle(job.epochs, job.peak, 0.0, 0.4, 0.0)
+    return change(job.network()), schedule, eva.Recipe(seed=job.seed, weight_decay=5e-4)
 
 
 RECIPES = {"ours": ours, "cifar10-fast": cifar10_fast, "solution-a": solution_a}
