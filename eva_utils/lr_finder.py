@@ -111,8 +111,7 @@ def range_test(model: nn.Module, train, recipe: Recipe, lr_start: float, lr_end:
         forget_failed_step(),
         stoppable(between_steps=True),
         seeded(device, seed_for(recipe.seed, 0, 1)),  # for Dropout and the like
-        torch.inference_mode(False),
-        torch.enable_grad(),
+        torch.inference_mode(False),  # which ends no_grad as well
         warnings.catch_warnings(action="ignore"),  # torch's, of a first step that fp16 skips
         contextlib.redirect_stdout(io.StringIO()),
     ):

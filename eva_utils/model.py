@@ -92,8 +92,9 @@ def summary(model: nn.Module, size: int = 32) -> str:
         with torch.no_grad(), counter:
             network(next(network.parameters()).new_zeros(1, 3, size, size))
     except RuntimeError as error:
-        what = f"the model cannot take an image of {size} x {size} pixels ({first_line(error)})"
-        raise InputError(f"{what}; give size= for others") from error
+        raise InputError(
+            f"the model cannot take {size} x {size} pixels; give another size= ({first_line(error)})"
+        ) from error
     flops, root = counter.get_flop_counts(), type(network).__name__
 
     def row(name: str, shape: str, module: nn.Module, counted: str) -> str:

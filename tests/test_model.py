@@ -126,7 +126,7 @@ def test_summary_leaves_the_model_and_the_random_numbers_as_they_were():
 
     before = state()
     assert summary(model) == summary(model)
-    with pytest.raises(InputError, match=r"4 x 4 pixels .*; give size= for others"):
+    with pytest.raises(InputError, match=r"cannot take 4 x 4 pixels; give another size="):
         summary(model, size=4)  # too small for three poolings
     assert state() == before
 
@@ -135,6 +135,12 @@ def test_summary_of_a_model_of_ones_own():
     own = nn.Sequential(nn.Conv2d(3, 4, 5, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     assert rows(summary(own))[0] == ["0", "4", "x", "14", "x", "14", "304", "0.06"]  # 3 * 4 * 25 weights, 4 biases
     assert summary(own).splitlines()[-1].split() == ["total", "314", "0.06"]
+    shared = nn.Conv2d(3, 3, 1)  # under two names: nothing is lost
+    counts = [
+        line.split()[-1]
+        for line in summary(nn.Sequential(nn.Sequential(shared), nn.Sequential(shared)), 320).splitlines()
+    ]
+    assert sum(map(float, counts[2:-2])) == float(counts[-1]) == 1.84
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -39,6 +39,13 @@ def test_compared_leaves_out_how_it_is_computed():
     assert here.compared() != here.replace(augment=Augment(flip=False)).compared()
 
 
+def test_the_optimizer_has_what_is_not_frozen_and_no_momentum_yet():
+    weight, frozen = (nn.Parameter(torch.ones(2), requires_grad=grad) for grad in (True, False))
+    optimizer = Recipe().make_optimizer([weight, frozen])
+    assert optimizer.param_groups[0]["params"] == [weight]
+    assert optimizer.state[weight]["momentum_buffer"].tolist() == [0, 0]  # fused SGD leaves it unfilled
+
+
 def test_loss_is_cross_entropy_or_the_criterion():
     logits, y = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
     # The definition of label smoothing: that share of the target is spread over all classes alike.

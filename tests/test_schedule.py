@@ -14,7 +14,7 @@ BY_HAND = [
     # A rate of 1 to 5 in steps of two epochs: two up an epoch, two down an epoch.
     (Triangular(1, 5, 2), {0: 1, 0.5: 2, 1: 3, 2: 5, 3: 3, 4: 1, 5: 3, 6: 5, 7.5: 2, 8: 1}),
     # The height above 1 is 4 in the first cycle, 2 in the second, 1 in the third.
-    (Triangular2(1, 5, 2), {0: 1, 1: 3, 2: 5, 3: 3, 4: 1, 5: 2, 6: 3, 7: 2, 8: 1, 9: 1.5, 10: 2, 12: 1}),
+    (Triangular2(1, 5, 2), {-1: 3, 0: 1, 1: 3, 2: 5, 3: 3, 4: 1, 5: 2, 6: 3, 7: 2, 8: 1, 9: 1.5, 10: 2, 12: 1}),
     # 1 + 4 * triangle * 0.5**epoch: 1 + 4 * 0.5 * 0.5, 1 + 4 * 1 * 0.25, 1 + 4 * 0.5 * 0.125, ...
     (ExpRange(1, 5, 2, gamma=0.5), {0: 1, 1: 2, 2: 2, 3: 1.25, 4: 1, 5: 1.0625, 6: 1.0625, 8: 1}),
     # 0.95 up in 5 epochs, 0.19 each; 0.95 down in 19, 0.05 each; lr_min outside.
