@@ -146,6 +146,8 @@ def one_a_machine_first() -> Iterator[None]:
     yield
     if _in_group() and not local_rank():
         dist.barrier()
+    if _in_group():
+        dist.barrier()  # all go on together: rank 0 holds what the others ask if it fails at once
 
 
 def total(tensor: torch.Tensor) -> torch.Tensor:
