@@ -78,6 +78,7 @@ def find_lr(
     return found
 
 
+@torch.inference_mode(False)  # also where the caller is within no_grad
 def range_test(model: nn.Module, train, recipe: Recipe, lr_start: float, lr_end: float, steps: int):
     """Rates and losses, arrays of up to ``steps``, of torch-lr-finder's range test on a copy of ``model``, in the
     training's own steps; it stops at five times the lowest loss."""
@@ -111,7 +112,6 @@ def range_test(model: nn.Module, train, recipe: Recipe, lr_start: float, lr_end:
         forget_failed_step(),
         stoppable(between_steps=True),
         seeded(device, seed_for(recipe.seed, 0, 1)),  # for Dropout and the like
-        torch.inference_mode(False),  # which ends no_grad as well
         warnings.catch_warnings(action="ignore"),  # torch's, of a first step that fp16 skips
         contextlib.redirect_stdout(io.StringIO()),
     ):

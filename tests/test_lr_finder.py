@@ -146,8 +146,11 @@ def test_nothing_is_touched(device, images, model):
         }
 
     before = state()
-    with torch.no_grad():
-        find_lr(model, images, RECIPE.replace(device=device), steps=40)
+    plain = find_lr(model, images, RECIPE.replace(device=device), steps=40)
+    for without_gradients in (torch.no_grad, torch.inference_mode):
+        with without_gradients():
+            found = find_lr(model, images, RECIPE.replace(device=device), steps=40)
+        assert found.curve.loss.tolist() == pytest.approx(plain.curve.loss.tolist())
     assert state() == before
 
 
