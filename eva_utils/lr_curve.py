@@ -1,7 +1,5 @@
 """A range test's curve, loss against rate, and the two rates read off it."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,7 +70,7 @@ class LRRange:
         return f"LRRange(lr_min={self.lr_min:.3g}, lr_max={self.lr_max:.3g}, of {len(self.curve.lr)} steps)"
 
     @classmethod
-    def load(cls, path: Path) -> LRRange:
+    def load(cls, path: Path) -> "LRRange":
         """Raises ``InputError`` if the file is something else."""
         try:
             state = json.loads(path.read_text(encoding="utf8"))

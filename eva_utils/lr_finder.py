@@ -1,7 +1,5 @@
 """The range test: the training's own step at growing rates, on a copy of the network; the two rates read off it."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import io
@@ -18,7 +16,7 @@ from torch import nn
 from tqdm.std import tqdm
 
 from .batches import loader, seed_for
-from .device import choose_device, choose_precision, forget_failed_step, keep_memory, seeded
+from .device import choose_device, choose_precision, keep_memory, seeded
 from .errors import InputError, check
 from .identity import check_network, identity
 from .lr_curve import SMOOTH, STOPS, LRRange, read_curve
@@ -109,7 +107,6 @@ def range_test(model: nn.Module, train, recipe: Recipe, lr_start: float, lr_end:
     finder = Finder(network, optimizer, criterion=None, device=device)
     endless = library.TrainDataLoaderIter(batch for epoch in range(steps) for batch in batches.epoch(epoch))
     with (
-        forget_failed_step(),
         stoppable(between_steps=True),
         seeded(device, seed_for(recipe.seed, 0, 1)),  # for Dropout and the like
         warnings.catch_warnings(action="ignore"),  # torch's, of a first step that fp16 skips

@@ -1,7 +1,5 @@
 """The network: a nine-layer ResNet for 32 x 32 images, readable on one screen."""
 
-from __future__ import annotations
-
 import copy
 from collections import OrderedDict
 

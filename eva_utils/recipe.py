@@ -1,7 +1,5 @@
 """Every choice of a training, said once: name, meaning, default, limits. Flags, checks and files follow from it."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Iterable
@@ -65,7 +63,7 @@ class Recipe:
         """What decides the result."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["compared"]}
 
-    def replace(self, **changes) -> Recipe:
+    def replace(self, **changes) -> "Recipe":
         return dataclasses.replace(self, **changes)
 
     def loss(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

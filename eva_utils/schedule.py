@@ -4,8 +4,6 @@
 The cyclic policies only divide by ``step_size``, so both may be counted in iterations as well.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
