@@ -13,7 +13,7 @@ import torch
 
 from eva_utils import __version__
 from eva_utils.device import choose_device, choose_precision, describe
-from eva_utils.run import write_atomically
+from eva_utils.run import write_bytes
 
 ASSETS = Path(__file__).parent.parent / "assets/benchmarks"
 # What the data is called in words; a run knows only its folder's name.
@@ -76,5 +76,5 @@ class Rows:
     def add(self, row: dict) -> dict:
         self.rows = [*Rows(self.path).rows, row]  # read again: another process may have added some
         text = "[\n" + ",\n".join(json.dumps(row) for row in self.rows) + "\n]\n"
-        write_atomically(self.path, lambda part: part.write_text(text, encoding="utf8"))
+        write_bytes(self.path, text.encode())
         return row

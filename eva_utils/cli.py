@@ -30,7 +30,7 @@ def train(out, config, fresh, data, root, size, width, epochs, peak_epoch, lr_mi
     from .batches import loader
     from .device import choose_device, choose_precision
     from .explain import draw
-    from .processes import one_a_machine_first, process_group, rank
+    from .processes import process_group, rank
     from .run import CHECKPOINT, CONFIG, FIGURES, RANGE, TRAINED, exclusive, folder_of, forget, read_json, write_json
 
     out = folder_of(out)
@@ -42,8 +42,7 @@ def train(out, config, fresh, data, root, size, width, epochs, peak_epoch, lr_mi
         low = 1e-6 if lr_min == "find" else lr_min
         eva.OneCycle(epochs, peak_epoch, low, 2 * low if lr_max == "find" else lr_max)
         choose_precision(choose_device(recipe.device), recipe.precision)
-        with one_a_machine_first():  # it may have to download
-            train_images, test_images = eva.load_data(data, root, size)
+        train_images, test_images = eva.load_data(data, root, size)
         print(f"{train_images}\n{test_images}")
         # ResNet9 halves the side three times, and BatchNorm has no variance to take from one value.
         side, least = min(train_images.pixels.shape[1:3]), 8 if recipe.batch_size > 1 else 16

@@ -1,42 +1,35 @@
 """Where and how it is computed: device, number format, memory, random numbers."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os
 import platform
-import traceback
 from collections.abc import Iterator
 
 import torch
 
 from .errors import InputError, check, first_line
-from .processes import local_rank, world_size
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """``device`` if given, else the first CUDA GPU (of several processes' each its own), else the CPU.
+    """``device`` if given, else the first CUDA GPU (of a machine's several processes, each its own), else the CPU.
 
     Raises ``InputError`` if it cannot be used. Others than these two are refused: on Apple's (mps), torch's copies and
     BatchNorm have silently been wrong in the way they are used here (pytorch issues 139550, 175189).
     """
-    chosen = device is None
+    hint = "" if device else "; with CUDA_VISIBLE_DEVICES='' in the environment it is left alone"
     try:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         check("device", str(device), device.type in ("cpu", "cuda"), "'cpu', 'cuda' or one of several, as 'cuda:1'")
-        if device.type == "cuda" and world_size() > 1 and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
-            right = "'cuda': each process takes a GPU of its own"
-            check("device", str(device), device.index in (None, local_rank()), right)
-            check(
-                "--nproc-per-node", local_rank() + 1, local_rank() < torch.cuda.device_count(), "the GPUs here at most"
-            )
-            device = torch.device("cuda", local_rank())
+        if device.type == "cuda" and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
+            own, right = int(os.environ["LOCAL_RANK"]), "'cuda': each process takes a GPU of its own"
+            check("device", str(device), device.index in (None, own), right)
+            check("--nproc-per-node", own + 1, own < torch.cuda.device_count(), "the GPUs here at most")
+            device = torch.device("cuda", own)
         torch.ones(1, device=device)  # a kernel runs: torch may be too new for a GPU that it sees
     except (RuntimeError, AssertionError) as error:
-        hint = "; with CUDA_VISIBLE_DEVICES='' in the environment it is left alone" if chosen else ""
         raise InputError(f"device is {str(device)!r}, which cannot be used here: {first_line(error)}{hint}") from error
     return device
 
@@ -58,13 +51,13 @@ def choose_precision(device: torch.device, precision: str = "auto") -> str:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The autocast context for forward passes in ``precision``."""
+    """The context for forward passes in ``precision``."""
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
-def describe(device: torch.device) -> str:
-    """The device in words: "Tesla T4", or the CPU's name and the number of threads; "2 x ..." for two processes."""
-    times = f"{world_size()} x " if world_size() > 1 else ""
+def describe(device: torch.device, processes: int = 1) -> str:
+    """In words: "Tesla T4", or the CPU's name and the number of threads; "2 x ..." for two processes."""
+    times = f"{processes} x " if processes > 1 else ""
     if device.type == "cuda":
         return times + torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
@@ -80,11 +73,9 @@ def environment() -> str:
 
     from . import __version__
 
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}"
     device = choose_device()
-    return (
-        f"eva_utils {__version__}, Python {platform.python_version()}, torch {torch.__version__}, "
-        f"torchvision {torchvision.__version__}\n{describe(device)}, {choose_precision(device)}"
-    )
+    return f"eva_utils {__version__}, {versions}\n{describe(device)}, {choose_precision(device)}"
 
 
 def room(device: torch.device) -> float:
@@ -98,9 +89,8 @@ def room(device: torch.device) -> float:
 def keep_memory() -> None:
     """Let this process keep freed memory for the next step instead of giving it back to the system (glibc only).
 
-    A training step on a CPU frees and asks again for hundreds of megabytes; each time, the system hands out pages that
-    it zeroes first. With these thresholds the process grows for some steps, to about 2.5 GB at full width, and then
-    stays as it is.
+    A step on a CPU frees and asks again for hundreds of megabytes, and each time the system zeroes the pages it hands
+    out. So the process grows for some steps, to about 2.5 GB at full width, and then stays as it is.
     """
     m_trim_threshold, m_mmap_threshold = -1, -3  # from malloc.h
     with contextlib.suppress(OSError, AttributeError):  # no glibc: nothing to gain here
@@ -122,17 +112,3 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
             with torch.cuda.device(gpu):
                 torch.cuda.manual_seed(seed)
         yield
-
-
-@contextlib.contextmanager
-def forget_failed_step() -> Iterator[None]:
-    """Frees the tensors of a step that memory ran out in, or that was interrupted.
-
-    A notebook keeps the error, the error the frames of all calls, and these the activations and their graph: gigabytes
-    that the next try, with a smaller batch say, would have to do without.
-    """
-    try:
-        yield
-    except (KeyboardInterrupt, torch.OutOfMemoryError) as error:
-        traceback.clear_frames(error.__traceback__)
-        raise

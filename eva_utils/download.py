@@ -1,16 +1,18 @@
 """CIFAR-10's archive: several places, each with a time limit, and a checksum that says whether to trust it."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import time
 import urllib.parse
 import urllib.request
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 
-from .errors import InputError, check, first_line
+from filelock import FileLock
+from tqdm.std import tqdm
+
+from .errors import InputError, first_line
 
 ARCHIVE = "cifar-10-python.tar.gz"
 SIZE = 170_498_071  # bytes
@@ -31,71 +33,65 @@ PATIENCE_SECONDS = 10  # then the speed so far decides whether the limit can sti
 
 def fetch_cifar10(root: Path) -> Path:
     """The path of the verified archive in ``root``, downloaded if it is not there yet."""
-    archive = root / ARCHIVE
-    if archive.is_file():
-        with archive.open("rb") as file:
-            found = hashlib.file_digest(file, "md5").hexdigest()
-        if found != MD5:
-            raise InputError(f"{str(archive)!r} has md5 {found}, not {MD5}; delete it to download it again")
-        return archive
-
     tries = [(url, MIRROR_SECONDS) for url in MIRRORS] + [(ORIGINAL, ORIGINAL_SECONDS)]
     if own := os.environ.get("EVA_CIFAR10_URL"):
-        parts = urllib.parse.urlsplit(own.replace("[", "").replace("]", ""))  # unmatched brackets raise
-        local = parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1")
-        safe = parts.scheme in ("https", "file") or local  # anything else could be changed on its way
-        check("EVA_CIFAR10_URL", own, safe, "an https:// address (or file://, http://localhost)")
         tries.insert(0, (own, ORIGINAL_SECONDS))
-    part, failures = root / f"{ARCHIVE}.{os.getpid()}.part", []  # in the same folder: renamed when whole, never copied
+    archive, part, failed = root / ARCHIVE, root / f".{ARCHIVE}.{os.getpid()}.part", ""
+    lock = FileLock(root / f".{ARCHIVE}.lock")
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        part.touch()
-    except OSError as error:
-        raise InputError(f"cannot write into {str(root)!r} ({error.strerror}); choose another data folder") from error
-    try:
-        for url, limit in tries:
+        if not archive.is_file():
+            root.mkdir(parents=True, exist_ok=True)
+            with suppress(NotImplementedError):  # a file system without locks
+                lock.acquire()  # of several processes one downloads, and the others wait for it
+        while tries and not archive.is_file():
+            url, limit = tries.pop(0)
             try:
                 _download(url, part, limit)
-            except (OSError, ValueError) as error:  # URLError, HTTPError and timeouts are OSErrors
-                failures.append(f"  {url}: {getattr(error, 'reason', None) or first_line(error)}")
-                print(failures[-1].strip(), flush=True)
-                continue
-            os.replace(part, archive)
-            return archive
+                os.replace(part, archive)
+            except (OSError, ValueError, HTTPException) as error:
+                failed += f"  {url}: {getattr(error, 'reason', None) or first_line(error)}\n"
+                print(failed.splitlines()[-1].strip(), flush=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot write into {str(root)!r} ({first_line(error)}); choose another data folder"
+        ) from error
     finally:
-        part.unlink(missing_ok=True)
-    raise InputError(
-        "CIFAR-10 could not be downloaded; tried\n" + "\n".join(failures) + "\n"
-        f"Put {ARCHIVE} (md5 {MD5}) into {str(root)!r} yourself, or set EVA_CIFAR10_URL to a place that has it."
-    )
+        with suppress(OSError):
+            part.unlink()
+        lock.release()
+    if not archive.is_file():
+        cure = f"Put {ARCHIVE} (md5 {MD5}) into {str(root)!r} yourself, or set EVA_CIFAR10_URL to a place that has it."
+        raise InputError(f"CIFAR-10 could not be downloaded; tried\n{failed}{cure}")
+    if (found := _md5(archive)) != MD5:
+        raise InputError(f"{str(archive)!r} has md5 {found}, not {MD5}; delete it to download it again")
+    return archive
+
+
+def _md5(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "md5").hexdigest()
 
 
 def _download(url: str, part: Path, limit: float) -> None:
-    """``url`` into ``part``; raises OSError or ValueError in words if it is slow, cut short or another file."""
-    from tqdm.std import tqdm
-
-    digest, start, got = hashlib.md5(), time.monotonic(), 0
+    """``url`` into ``part``; raises OSError, ValueError or HTTPException if it is slow, cut short or another file."""
+    start, got = time.monotonic(), 0
     host = urllib.parse.urlsplit(url).netloc or "local file"
     # A plain agent name: some mirrors answer Python's own with 403.
     request = urllib.request.Request(url, headers={"User-Agent": "eva_utils"})
-    try:
-        with (
-            urllib.request.urlopen(request, timeout=CONNECT_SECONDS) as reply,
-            part.open("wb") as out,
-            tqdm(total=SIZE, unit="B", unit_scale=True, desc=f"CIFAR-10 from {host}", mininterval=1) as bar,
-        ):
-            # read1 gives what has arrived, so that a trickle is noticed; no further than SIZE: the line may stay open.
-            while got < SIZE and (block := reply.read1(1 << 16)):
-                out.write(block)
-                digest.update(block)
-                got += len(block)
-                bar.update(len(block))
-                seconds = time.monotonic() - start
-                if seconds > limit or (seconds > PATIENCE_SECONDS and seconds * SIZE / got > limit):
-                    raise ValueError(f"too slow: {got / seconds / 1e3:,.0f} kB/s, limit {limit:,.0f} s")
-    except HTTPException as error:
-        raise ValueError(f"connection broke off after {got:,} bytes ({type(error).__name__})") from error
+    with (
+        urllib.request.urlopen(request, timeout=CONNECT_SECONDS) as reply,
+        part.open("wb") as out,
+        tqdm(total=SIZE, unit="B", unit_scale=True, desc=f"CIFAR-10 from {host}", mininterval=1) as bar,
+    ):
+        # read1 gives what has arrived, so that a trickle is noticed; no further than SIZE: the line may stay open.
+        while got < SIZE and (block := reply.read1(1 << 16)):
+            out.write(block)
+            got += len(block)
+            bar.update(len(block))
+            seconds = time.monotonic() - start
+            if seconds > limit or (seconds > PATIENCE_SECONDS and seconds * SIZE / got > limit):
+                raise ValueError(f"too slow: {got / seconds / 1e3:,.0f} kB/s, limit {limit:,.0f} s")
     if got < SIZE:
         raise ValueError(f"ended after {got:,} of {SIZE:,} bytes")
-    if digest.hexdigest() != MD5:
-        raise ValueError(f"wrong content: md5 {digest.hexdigest()}, not {MD5}")
+    if (found := _md5(part)) != MD5:
+        raise ValueError(f"wrong content: md5 {found}, not {MD5}")

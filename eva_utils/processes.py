@@ -1,9 +1,7 @@
-"""Signals, and several processes: ``torchrun`` starts them, ``torch.distributed`` and DDP do the work.
+"""Several processes: ``torchrun`` starts them, ``torch.distributed`` and DDP do the work. And signals, which stop one.
 
-In a single process there is no group, ``rank`` is 0, and what is about several does nothing.
+Without torchrun there is no group: ``rank`` is 0, and what is about several does nothing.
 """
-
-from __future__ import annotations
 
 import contextlib
 import copy
@@ -13,6 +11,7 @@ import io
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
@@ -20,35 +19,38 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .errors import InputError, RunError
+from .errors import InputError
 
-# One process may wait for another that finds rates, downloads or draws; torchrun ends those whose partner has died.
+# One process may wait for another that finds rates or tests; torchrun ends those whose partner has died.
 PATIENCE = timedelta(hours=3)
-_stopped: list[int] = []  # the signal that waits for raise_if_stopped
+_stopped: list[int] = []  # the signals that came
 
 
 @contextlib.contextmanager
 def stoppable(between_steps: bool = False) -> Iterator[None]:
     """Ctrl-C, SIGTERM and SIGHUP raise ``KeyboardInterrupt(signal)``: at once, or where ``raise_if_stopped`` is called.
 
-    Between steps, because what is raised in the middle of one may be lost (Python drops it within ``os.fork``) or
-    leave a half-updated network. A second signal does not wait.
+    Between steps, because Python drops what is raised in some places (within ``os.fork``, in a ``__del__``), and what
+    is put back after a stop has to be what was saved. A second signal does not wait.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def handle(signum, frame) -> None:
-        if between_steps and not _stopped:
-            _stopped.append(signum)
-        else:
+        _stopped.append(signum)
+        if not between_steps or len(_stopped) > 1:
             raise KeyboardInterrupt(signum)
 
-    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {signum: signal.signal(signum, handle) for signum in signals if signal.getsignal(signum) is not None}
+    names = ("SIGINT", "SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    signals = [signum for signum in signal.Signals if signum.name in names]
+    heard = [signum for signum in signals if signal.getsignal(signum) not in (None, signal.SIG_IGN)]  # as by nohup
+    before = {signum: signal.signal(signum, handle) for signum in heard}
     try:
         yield
         raise_if_stopped()
+    except (KeyboardInterrupt, torch.OutOfMemoryError) as error:
+        # A notebook keeps the error, and so the frames of all calls and the tensors in them: gigabytes that the next
+        # try, with a smaller batch say, would have to do without.
+        traceback.clear_frames(error.__traceback__)
+        raise
     finally:
         _stopped.clear()
         for signum, handler in before.items():
@@ -58,9 +60,6 @@ def stoppable(between_steps: bool = False) -> Iterator[None]:
 def raise_if_stopped() -> None:
     if _stopped:
         raise KeyboardInterrupt(_stopped[0])
-
-
-# Several processes
 
 
 def _in_group() -> bool:
@@ -77,11 +76,6 @@ def world_size() -> int:
     return dist.get_world_size() if _in_group() else 1
 
 
-def local_rank() -> int:
-    """This process's number on its machine, from 0."""
-    return int(os.environ.get("LOCAL_RANK", 0))
-
-
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
     """The group of the processes that torchrun has started, if it has and none is there yet.
@@ -94,7 +88,7 @@ def process_group() -> Iterator[None]:
         return
     backend = "gloo"  # also for what lies in a CPU's memory, whatever the GPUs do
     if torch.cuda.is_available() and dist.is_nccl_available():
-        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
     store, number, world = next(dist.rendezvous("env://"))
     dist.init_process_group(backend, store=store, rank=number, world_size=world, timeout=PATIENCE)
@@ -102,17 +96,11 @@ def process_group() -> Iterator[None]:
         with contextlib.redirect_stdout(io.StringIO()) if number else contextlib.nullcontext():
             yield
     except Exception as error:
-        try:
+        first = False
+        with contextlib.suppress(RuntimeError):  # the store may have gone, with the process that held it
             first = store.add("eva_utils/failed", 1) == 1
-        except (RuntimeError, ValueError):  # the store has gone, with the process that held it
-            first = False
         if not first:
             raise SystemExit(2 if isinstance(error, InputError) else 1) from None
-        if isinstance(error, dist.DistError) or "gloo" in str(error):  # the line to another process broke
-            raise RunError(
-                f"another of the {world} processes has died, killed or out of memory perhaps; the last checkpoint, "
-                "if any, is kept: the same call goes on from it"
-            ) from error
         raise
     dist.destroy_process_group()
 
@@ -122,32 +110,19 @@ def on_first(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def wrapper(*args, **options):
-        if world_size() == 1:
-            return function(*args, **options)
-        answer = [None, None]
+        answer = [None]
         if rank() == 0:
             try:
                 answer[0] = function(*args, **options)
             except InputError as error:
-                answer[1] = str(error)
-        dist.broadcast_object_list(answer, src=0)
-        if answer[1] is not None:
-            raise InputError(answer[1])
+                answer[0] = error
+        if world_size() > 1:
+            dist.broadcast_object_list(answer, src=0)
+        if isinstance(answer[0], InputError):
+            raise answer[0]
         return answer[0]
 
     return wrapper
-
-
-@contextlib.contextmanager
-def one_a_machine_first() -> Iterator[None]:
-    """The process with local rank 0 goes first, the others of its machine when all of those are done: for downloads."""
-    if _in_group() and local_rank():
-        dist.barrier()
-    yield
-    if _in_group() and not local_rank():
-        dist.barrier()
-    if _in_group():
-        dist.barrier()  # all go on together: rank 0 holds what the others ask if it fails at once
 
 
 def total(tensor: torch.Tensor) -> torch.Tensor:
@@ -160,11 +135,10 @@ def total(tensor: torch.Tensor) -> torch.Tensor:
 def average_buffers(model: nn.Module) -> None:
     """Give every process the mean over all of them of ``model``'s floating-point buffers: BatchNorm's statistics."""
     buffers = [b for b in model.buffers() if b.is_floating_point()]
-    if world_size() == 1 or not buffers:
-        return
-    mean = total(torch.cat([b.flatten() for b in buffers])) / world_size()
-    for buffer, part in zip(buffers, mean.split([b.numel() for b in buffers]), strict=True):
-        buffer.copy_(part.view_as(buffer))
+    if world_size() > 1 and buffers:
+        mean = total(torch.cat([b.flatten() for b in buffers])) / world_size()
+        for buffer, part in zip(buffers, mean.split([b.numel() for b in buffers]), strict=True):
+            buffer.copy_(part.view_as(buffer))
 
 
 def parallel(model: nn.Module) -> nn.Module:
@@ -179,8 +153,6 @@ def parallel(model: nn.Module) -> nn.Module:
     if device.type == "cuda":
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         model = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model, shared))
-    for buffer in model.buffers():
-        dist.broadcast(buffer, src=0)
     # average_buffers takes care of them when they are needed; DDP would send rank 0's at every step.
     known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
     off = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name

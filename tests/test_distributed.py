@@ -271,7 +271,7 @@ def test_a_single_process_is_no_group(environment, monkeypatch, capsys):
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
     model = together.network()
-    with distributed.process_group(), distributed.one_a_machine_first():
+    with distributed.process_group():
         assert not torch.distributed.is_initialized()
         assert (distributed.rank(), distributed.world_size()) == (0, 1)
         assert distributed.parallel(model) is model

@@ -1,9 +1,7 @@
 """A run's files: whole whatever happens while they are written, refused when damaged, one process at a time."""
 
 import errno
-import json
 import os
-import pickle
 import subprocess
 import sys
 import zipfile
@@ -21,16 +19,12 @@ SCHEDULE = OneCycle(2, 1, 0.01, 0.1)
 
 
 def state(value: float = 1.0) -> dict:
-    return {
-        "model": {"weight": torch.full((3, 5), value), "count": torch.tensor(7)},
-        "history": [{"epoch": 1, "loss": value}],
-    }
+    return {"weight": torch.full((3, 5), value), "history": [{"epoch": 1, "loss": value}]}
 
 
 def is_state(found: dict, value: float = 1.0) -> bool:
-    model, right = found["model"], state(value)["model"]
-    tensors = model.keys() == right.keys() and all(model[key].equal(right[key]) for key in right)
-    return tensors and found | {"model": 0} == state(value) | {"model": 0}
+    right = state(value)
+    return found["weight"].equal(right["weight"]) and found | {"weight": 0} == right | {"weight": 0}
 
 
 @pytest.fixture
@@ -46,11 +40,21 @@ def assert_unharmed(file: Path) -> None:
     assert os.listdir(file.parent) == [file.name]  # no part is left over either
 
 
+def half_then(error):
+    """A write that does half of its work and then fails."""
+    write = Path.write_bytes
+
+    def broken(path, data):
+        write(path, data[: len(data) // 2])
+        raise error
+
+    return broken
+
+
 # Writing
 
 
 def test_what_is_written_is_read(file):
-    assert_unharmed(file)
     write_tensors(file, state(2.0))
     assert is_state(read_tensors(file), 2.0)
     rows = [{"step": 0, "loss": 0.1}, {"step": 1, "loss": 1e-30}]
@@ -60,30 +64,9 @@ def test_what_is_written_is_read(file):
     assert read_json(file.with_name("config.json")) == {"name": "été"}
 
 
-def half_then(error):
-    """A write that does half of its work and then fails."""
-    write = Path.write_bytes
-
-    def broken(path, data):
-        write(path, data[: len(data) // 2])
-        if error:
-            raise error
-
-    return broken
-
-
-@pytest.mark.parametrize(
-    ("error", "seen", "words"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), InputError, "cannot write .*No space left.* is unharmed"),
-        (KeyboardInterrupt(), KeyboardInterrupt, None),
-        (None, InputError, "cannot write"),  # a disk that loses half without a word: it is read back
-    ],
-    ids=["full disk", "Ctrl-C", "lost in silence"],
-)
-def test_a_failed_write_keeps_what_was_there(error, seen, words, file, monkeypatch):
-    monkeypatch.setattr(Path, "write_bytes", half_then(error))
-    with pytest.raises(seen, match=words):
+def test_ctrl_c_in_the_middle_keeps_what_was_there(file, monkeypatch):
+    monkeypatch.setattr(Path, "write_bytes", half_then(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
         write_tensors(file, state(2.0))
     assert_unharmed(file)
 
@@ -94,14 +77,14 @@ def test_a_file_that_may_not_grow_keeps_what_was_there(file):
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, old[1]))
     try:
-        with pytest.raises(InputError, match=r"cannot write .*checkpoint\.pt.*File too large"):
+        with pytest.raises(InputError, match=r"cannot write .*checkpoint\.pt.*File too large.* is unharmed"):
             write_tensors(file, {"weight": torch.zeros(1 << 18)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert_unharmed(file)
 
 
-@pytest.mark.parametrize("failures", [1, len(run.RETRIES), len(run.RETRIES) + 1])
+@pytest.mark.parametrize("failures", [len(run.RETRIES), len(run.RETRIES) + 1])
 def test_putting_a_file_in_place_is_tried_again(failures, file, monkeypatch):
     real, failed, waited = os.replace, [], []
 
@@ -120,7 +103,7 @@ def test_putting_a_file_in_place_is_tried_again(failures, file, monkeypatch):
         with pytest.raises(InputError, match="Permission denied"):
             write_tensors(file, state(2.0))
         assert_unharmed(file)
-    assert waited == list(run.RETRIES[:failures])
+    assert waited == list(run.RETRIES)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
@@ -129,12 +112,15 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         write_tensors(tmp_path / "run" / "checkpoint.pt", state())
     with pytest.raises(InputError, match=r"cannot write into .*run"), exclusive(tmp_path / "run"):
         pass
+    with pytest.raises(InputError, match="is the current folder"):
+        run.folder_of("")
+    assert run.folder_of("~/run") == Path.home() / "run"
 
 
 # Reading
 
 
-@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("share", [0, 0.5, 0.999])
 def test_a_truncated_file_is_refused(share, file):
     whole = file.read_bytes()
     file.write_bytes(whole[: int(len(whole) * share)])
@@ -144,7 +130,7 @@ def test_a_truncated_file_is_refused(share, file):
 
 def test_a_flipped_bit_anywhere_is_refused_or_harmless(file):
     whole = file.read_bytes()
-    weights = whole.index(bytes(state()["model"]["weight"].numpy()))
+    weights = whole.index(bytes(state()["weight"].numpy()))
     with zipfile.ZipFile(file) as archive:
         compressed = archive.start_dir + 10  # the method of the first record: stored -> deflated
     places = [(weights + 9, 2), (compressed, 3)]
@@ -163,9 +149,9 @@ def test_a_flipped_bit_anywhere_is_refused_or_harmless(file):
 
 def test_files_of_other_programs_are_refused_in_words(file):
     torch.save([1, 2], file)
-    with pytest.raises(InputError, match="it holds no state"):
+    with pytest.raises(InputError, match=r"damaged or no file of a run .*content is 'list'"):
         read_tensors(file)
-    with pytest.raises(InputError, match=r"model\.pt' is not there"):
+    with pytest.raises(InputError, match=r"model\.pt' is not there: is this the folder"):
         read_tensors(file.with_name("model.pt"))
     file.rename(file.with_name("checkpoint (1).pt"))
     with pytest.raises(InputError, match=r"'checkpoint \(1\)\.pt' is there: rename it"):
@@ -173,14 +159,14 @@ def test_files_of_other_programs_are_refused_in_words(file):
     other = file.with_name("other")
     for text in ("", "[1]", "{", "a,b\n1,x\n"):
         other.write_text(text)
-        with pytest.raises(InputError, match="cannot be read"):
+        with pytest.raises(InputError, match="no file of a run"):
             read_json(other)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="no file of a run"):
         read_csv(other)
 
 
 class Trap:
-    """Makes a folder as soon as it is unpickled."""
+    """Makes a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -189,14 +175,12 @@ class Trap:
         return os.mkdir, (self.path,)
 
 
-@pytest.mark.parametrize("how", [torch.save, lambda content, file: file.write_bytes(pickle.dumps(content))])
-def test_code_in_a_checkpoint_does_not_run(how, file, tmp_path):
-    how({"model": Trap(tmp_path / "trapped")}, file)
-    with pytest.raises(InputError):
+def test_code_in_a_checkpoint_does_not_run(file, tmp_path):
+    torch.save({"model": Trap(tmp_path / "trapped")}, file)
+    with pytest.raises(InputError, match="it holds more than tensors and numbers"):
         read_tensors(file)
     assert not (tmp_path / "trapped").exists()
-    # The trap works: who unpickles it without care is caught.
-    pickle.loads(pickle.dumps(Trap(tmp_path / "trapped")))
+    torch.load(file, weights_only=False)  # the trap works
     assert (tmp_path / "trapped").exists()
 
 
@@ -223,14 +207,8 @@ def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path, tiny, c
         with pytest.raises(InputError, match="in use by another process"):
             fit(cnn(), *tiny, SCHEDULE, RECIPE, folder=tmp_path)
         first.kill()  # it gets no chance to tidy up
-    (tmp_path / ".model.pt.7.part").touch()  # what a killed process leaves
-    with exclusive(tmp_path):
+    with exclusive(tmp_path), exclusive(tmp_path):  # the command holds it, and so does its fit
         assert os.listdir(tmp_path) == [".lock"]
-        with exclusive(tmp_path):  # the command holds it, and so does its fit
-            pass
-        (tmp_path / ".model.pt.7.part").touch()
-        with exclusive(tmp_path):
-            assert (tmp_path / ".model.pt.7.part").exists()  # it may be our own
 
 
 # What fit makes of it
@@ -254,20 +232,19 @@ def test_a_run_leaves_what_is_promised(tmp_path, tiny, cnn):
     assert (model["mean"], model["std"]) == (list(tiny[0].mean), list(tiny[0].std))
 
 
-def test_no_mirror_images_no_tta(tmp_path, tiny, cnn):
+def test_no_mirror_images_no_tta(tiny, cnn):
     recipe = RECIPE.replace(augment=Augment(2, False, 4))
     assert fit(cnn(), *tiny, SCHEDULE, recipe).results["test_accuracy_ema_tta"] is None
 
 
 def test_a_checkpoint_only_every_so_many_seconds_and_at_the_end(tmp_path, tiny, cnn, monkeypatch):
-    saved, real = [], keeper.write_tensors
-    monkeypatch.setattr(keeper, "write_tensors", lambda path, content: (saved.append(path.name), real(path, content)))
-    monkeypatch.setattr(keeper, "SAVE_SECONDS", 20)  # other tests in this process may have lowered it
-    fit(cnn(), *tiny, SCHEDULE, RECIPE, folder=tmp_path / "20 s")
-    assert saved == ["checkpoint.pt", "model.pt"]
-    monkeypatch.setattr(keeper, "SAVE_SECONDS", 0)
-    fit(cnn(), *tiny, SCHEDULE, RECIPE, folder=tmp_path / "0 s")
-    assert saved[2:] == ["checkpoint.pt", "checkpoint.pt", "model.pt"]
+    saved, real = [], run.write_tensors
+    monkeypatch.setattr(run, "write_tensors", lambda path, content: (saved.append(path.name), real(path, content)))
+    for seconds, checkpoints in ((20, 1), (0, 2)):
+        monkeypatch.setattr(keeper, "SAVE_SECONDS", seconds)
+        fit(cnn(), *tiny, SCHEDULE, RECIPE, folder=tmp_path / str(seconds))
+        assert saved == ["checkpoint.pt"] * checkpoints + ["model.pt"]
+        saved.clear()
 
 
 def test_the_last_save_must_not_fail(tmp_path, tiny, cnn, monkeypatch):
@@ -286,7 +263,7 @@ def test_a_table_that_is_open_elsewhere_costs_nothing(tmp_path, tiny, cnn, monke
 
     model = cnn()
     with monkeypatch.context() as patch:
-        patch.setattr(keeper, "write_csv", locked)
+        patch.setattr(run, "write_csv", locked)
         with pytest.raises(InputError, match="spreadsheet"):
             fit(model, *tiny, SCHEDULE, RECIPE, folder=tmp_path)
     assert "spreadsheet; training goes on" in capsys.readouterr().out
@@ -297,8 +274,7 @@ def test_a_table_that_is_open_elsewhere_costs_nothing(tmp_path, tiny, cnn, monke
 
 def test_a_damaged_checkpoint_is_refused_and_fresh_starts_over(tmp_path, tiny, cnn, capsys):
     finished = fit(cnn(), *tiny, SCHEDULE, RECIPE, folder=tmp_path)
-    whole = (tmp_path / "checkpoint.pt").read_bytes()
-    (tmp_path / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "checkpoint.pt").write_bytes(b"cut")
     with pytest.raises(InputError, match=r"checkpoint\.pt' is damaged"):
         fit(cnn(), *tiny, SCHEDULE, RECIPE, folder=tmp_path)
     write_tensors(tmp_path / "checkpoint.pt", state())
@@ -309,20 +285,15 @@ def test_a_damaged_checkpoint_is_refused_and_fresh_starts_over(tmp_path, tiny, c
     assert again.steps == finished.steps
 
 
-# What is compared
-
-
 def test_settings_are_stored_and_compared_as_json_has_them():
     def noise(x):
         return x
 
     stored = plain({"lr": np.float64(0.1), "sizes": (1, np.int32(2)), "augment": Augment(2), "own": noise, 3: None})
-    assert json.loads(json.dumps(stored)) == stored == plain(stored)
-    assert stored["augment"] == {"padding": 2, "flip": True, "cutout": 8} and stored["sizes"] == [1, 2]
+    assert stored | {"own": 0} == {
+        "lr": 0.1, "sizes": [1, 2], "augment": {"padding": 2, "flip": True, "cutout": 8}, "own": 0, "3": None
+    }  # fmt: skip
     assert "noise" in stored["own"] and "0x" not in stored["own"]
-    assert run.differences({"a": {"b": 1}, "c": float("nan")}, {"a": {"b": 2}, "c": float("nan")}) == (
-        "  a.b: 1 there, 2 here"
-    )
-    assert (
-        run.differences({"a": "x" * 99}, {}).startswith("  a: 'xxx") and len(run.differences({"a": "x" * 99}, {})) < 99
-    )
+    there, here = {"a": {"b": 1, "c": 2}, "d": [0.5]}, {"a": {"b": 2, "c": 2}, "d": [0.5]}
+    assert run.differences(there, here) == "  a.b: 1 there, 2 here" and run.differences(there, there) == ""
+    assert len(run.differences({"a": "x" * 99}, {})) < 60

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..errors import check, first_line
-from ..run import write_atomically
+from ..run import write_bytes
 
 SCREEN, FINE = 100, 200  # dots an inch: in a notebook, and of saved figures unless they are made of many pictures
 # Words in each have a contrast of 4.5 : 1 or more on white; the colour-blind can tell the first three apart.
@@ -108,7 +108,7 @@ def save(figure: Figure, path: str | Path) -> Path:
     """Write ``figure`` as a PNG, whole or not at all; returns its path. Raises ``InputError`` where it cannot."""
     path = Path(path)
     check("path", str(path), path.suffix.lower() == ".png", "a name that ends in .png")
-    write_atomically(path, lambda part: part.write_bytes(png(figure)))
+    write_bytes(path, png(figure))
     return path
 
 
