@@ -1,28 +1,29 @@
 """``fit``: train a network by a recipe and a schedule, into a folder, and go on there where it was stopped."""
 
-from __future__ import annotations
-
-import contextlib
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
+from tqdm.std import tqdm
 
-from . import progress
+from . import __version__
+from .augment import mirrors
 from .batches import loader, to_device
 from .data import Images
-from .device import choose_device, choose_precision, describe, forget_failed_step, keep_memory
-from .identity import check_agreement, check_network, check_pair, identity
+from .device import choose_device, choose_precision, describe, keep_memory
+from .errors import InputError, check
+from .identity import check_network, identity
 from .keeper import Keeper
-from .processes import on_first, rank, stoppable
+from .look import confusion, evaluate, predict
+from .processes import on_first, rank, stoppable, world_size
 from .recipe import Recipe
-from .run import (
-    exclusive,
-    folder_of,
-)  # fmt: skip
+from .run import CONFIG, RANGE, differences, exclusive, folder_of, plain, read_json, write_json
 from .train import Trainer
+
+HEADER = "epoch    rate   train loss  acc %   test loss  acc %  EMA acc %   images/s  remaining"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,21 +45,24 @@ class Run:
 
     def __repr__(self) -> str:
         r = self.results
-        lines = [f"Accuracy on {r['n_test']:,} test images after epoch {r['epochs']:g}, in per cent:"]
-        for key, words in (
-            ("test_accuracy", "last weights"),
-            ("test_accuracy_ema", "EMA, their average: the result"),
-            ("test_accuracy_ema_tta", "EMA with the mirror image asked, too (TTA)"),
-        ):
-            lines += [f"  {r[key]:6.2f}  {words}"] if r[key] is not None else []
+        lines = [
+            f"Accuracy on {r['n_test']:,} test images after epoch {r['epochs']:g}, in per cent:",
+            f"  {r['test_accuracy']:6.2f}  last weights",
+            f"  {r['test_accuracy_ema']:6.2f}  EMA, their average: the result",
+        ]
+        if r["test_accuracy_ema_tta"] is not None:
+            lines.append(f"  {r['test_accuracy_ema_tta']:6.2f}  EMA with the mirror image asked, too (TTA)")
         if r["recall"]:
             low = sorted(r["recall"].items(), key=lambda item: item[1])[:3]
             lines.append("Lowest recall (EMA): " + ", ".join(f"{name} {value:.1f}" for name, value in low))
-        minutes = r["seconds_total"] > 100
-        spent = [f"{r[key] / (60 if minutes else 1):.1f}" for key in ("seconds_train", "seconds_total")]
-        unit = "minutes" if minutes else "seconds"
         more = "the range test, " * (r["seconds_lr_finder"] > 0) + "evaluations and checkpoints"
-        return "\n".join([*lines, f"{spent[0]} {unit} of training, {spent[1]} with {more}"])
+        spent = f"{duration(r['seconds_train'])} of training, {duration(r['seconds_total'])} with {more}"
+        return "\n".join([*lines, spent])
+
+
+def duration(seconds: float) -> str:
+    unit, size = ("seconds", 1) if seconds < 100 else ("minutes", 60) if seconds < 6000 else ("hours", 3600)
+    return f"{seconds / size:.{int(seconds < 10 * size)}f} {unit}"
 
 
 def fit(
@@ -77,59 +81,126 @@ def fit(
     model: gives logits (n, classes) for (n, 3, h, w). What is frozen (``requires_grad_(False)``, layers in eval mode)
     stays so. train, test: ``Images``, or iterables of (x, y) batches with a length, such as a ``DataLoader``; a test
     loader has to give the same images each time. schedule: called with the epoch (a float) before every step; its
-    ``epochs`` is a whole number.
-    folder: the run's. History, checkpoints, weights and results are written there, and a later call with the same
-    arguments goes on after the last checkpoint; it ends as if nothing had happened. A training that was stopped leaves
-    the model as that checkpoint, or as it came, so the same call can be made again. fresh: forget what the folder
-    holds, and start from the weights that ``model`` has.
-    on_epoch: called with each epoch's row of the history, a dict.
+    ``epochs`` is a whole number. on_epoch: called with each epoch's row of the history, a dict.
+    folder: the run's, for history, checkpoints, weights and results. A later call with the same arguments goes on after
+    the last checkpoint, and ends as if nothing had happened. A training that was stopped leaves the model as that
+    checkpoint, or as it came, so the same call can be made again. fresh: forget what the folder holds, and start from
+    the weights that ``model`` has.
 
     Under torchrun, within ``processes.process_group()``, all processes call this together: each takes its shard of
-    every batch, rank 0 alone uses ``folder``, and all get the same ``Run``.
-
-    Raises ``InputError`` for arguments that do not fit together, for a folder that holds another run, and if the loss
-    stops being finite (the last checkpoint is kept).
+    every batch, rank 0 alone uses ``folder``, and all get the same ``Run``. Raises ``InputError`` for arguments that do
+    not fit together, a folder that holds another run, and a loss that is not finite (the last checkpoint is kept).
     """
-    start = time.perf_counter()
+    begun = time.perf_counter()
     device = choose_device(recipe.device)
     precision = choose_precision(device, recipe.precision)
+    folder = None if folder is None else folder_of(folder)
     if device.type == "cpu":
         keep_memory()
     with (
-        exclusive(folder_of(folder)) if folder is not None and rank() == 0 else contextlib.nullcontext(),
+        exclusive(folder) if folder and rank() == 0 else nullcontext(),
         stoppable(between_steps=True),
         torch.inference_mode(False),
         torch.enable_grad(),
     ):
-        check_pair(train, test, schedule)
+        if isinstance(train, Images) and isinstance(test, Images):
+            together = train.classes == test.classes and train.pixels.shape[1:] == test.pixels.shape[1:]
+            check("test", test, together, f"of the classes and size of train, which is {train!r}")
+        whole = callable(schedule) and getattr(schedule, "epochs", 0.5) % 1 == 0
+        check("schedule", schedule, whole, "a policy with a whole number of epochs, such as OneCycle")
         batches = loader(train, recipe, device)
-        check_network(model, test, recipe)
+        check_network(model, test)
         settings = identity(model, train, recipe, test, schedule)
-        check_agreement({**settings, "precision": precision, "device": device.type})
+        mine = settings | {"precision": precision, "device": device.type}
+        if changed := differences(on_first(lambda: mine)(), mine):  # machines may differ in their data
+            raise InputError(f"process {rank()} was given something else than process 0 (there):\n{changed}")
         trainer = Trainer(model, batches, schedule, recipe, precision)
-        keeper = Keeper(trainer, settings, None if folder is None else folder_of(folder), start)
-        keeper.begin(fresh, test)
-        print(f"{describe(device)}, {precision}", progress.HEADER, sep="\n")
-        print(
-            *(progress.line(row, trainer.epochs) for row in trainer.history), sep="\n", end="\n" * bool(trainer.history)
-        )
+        keeper = Keeper(trainer, settings, test, folder)
+        keeper.begin(fresh)
+        if folder and rank() == 0:
+            note_config(folder / CONFIG, recipe, schedule)
+        if trainer.history:
+            begun -= trainer.history[-1]["seconds"]  # those of the calls before count, too
+        rows = [line(row, trainer.epochs) for row in trainer.history]
+        print(f"{describe(device, world_size())}, {precision}", HEADER, *rows, sep="\n")
         on_device = to_device(test, device) if isinstance(test, Images) else test
         try:
-            while len(trainer.history) < trainer.epochs:
-                with forget_failed_step():
-                    row = trainer.epoch() | trainer.test(on_device)
-                trainer.history.append(row | {"seconds": keeper.seconds()})
-                keeper.after_epoch(test)
-                print(progress.line(trainer.history[-1], trainer.epochs), flush=True)
+            while not trainer.done:
+                row = trainer.epoch() | trainer.test(on_device)
+                row["seconds"] = time.perf_counter() - begun
+                trainer.history.append(row)
+                keeper.after_epoch()
+                print(line(row, trainer.epochs), flush=True)
                 if on_epoch and rank() == 0:
-                    on_epoch(trainer.history[-1])
+                    on_epoch(row)
         except BaseException as error:
             keeper.put_back()
             if isinstance(error, KeyboardInterrupt):
-                done = f"goes on after epoch {keeper.saved}" if keeper.saved else "starts over"
+                done = f"goes on after epoch {keeper.epochs}" if keeper.epochs else "starts over"
                 epoch = min(len(trainer.history) + 1, trainer.epochs)
                 print(f"\nstopped in epoch {epoch} of {trainer.epochs}; the same call {done}", flush=True)
             raise
         model.eval(), trainer.ema.eval()
-        found = on_first(keeper.finish)(train, on_device)
+        found = on_first(keeper.finish)(lambda: results(trainer, train, on_device, folder, begun), about(train))
         return Run(model, trainer.ema, schedule, trainer.history, trainer.steps, found)
+
+
+def note_config(file: Path, recipe: Recipe, schedule) -> None:
+    """The recipe and the policy, enough to run it again; what else the file has stays."""
+    config = read_json(file) if file.is_file() else {}
+    policy = {"name": type(schedule).__name__, **getattr(schedule, "__dict__", {})}
+    write_json(file, config | plain({"recipe": recipe, "policy": policy}))
+
+
+def line(row: dict, epochs: int) -> str:
+    """A row of the history, as it stands below HEADER."""
+    left = (epochs - row["epoch"]) * row["seconds"] / row["epoch"]
+    skipped = f"  {row['skipped']} step{'s' * (row['skipped'] > 1)} skipped (overflow)" if row["skipped"] else ""
+    return (
+        f"{row['epoch']:>5}  {row['lr']:>6.4f}  {row['train_loss']:>11.4f} {row['train_accuracy']:>6.2f}"
+        f"  {row['test_loss']:>10.4f} {row['test_accuracy']:>6.2f}  {row['test_accuracy_ema']:>9.2f}"
+        f"  {row['images_per_second']:>9,.0f}  {tqdm.format_interval(left):>9}{skipped}"
+    )
+
+
+def about(train) -> dict:
+    """What model.pt says beside the weights: with it a photo can be classified without the training images."""
+    keys = ("classes", "mean", "std", "image_size")
+    if not isinstance(train, Images):
+        return dict.fromkeys(keys)
+    return plain(dict(zip(keys, (train.classes, train.mean, train.std, train.pixels.shape[1:3]), strict=True)))
+
+
+def results(trainer: Trainer, train, test, folder: Path | None, begun: float) -> dict:
+    """What results.json holds of a training that began at ``begun``, on the clock ``time.perf_counter``."""
+    history, recipe, images, recall, tta = trainer.history, trainer.recipe, about(train), None, None
+    last, options = history[-1], {"precision": trainer.precision}
+    if isinstance(train, Images) and isinstance(test, Images):
+        recall = confusion(trainer.ema, test, predict(trainer.ema, test, **options)).recall
+        if mirrors(recipe.augment):
+            tta = evaluate(trainer.ema, test, tta=True, **options).accuracy
+    rates = {key: getattr(trainer.schedule, key, None) for key in ("epochs", "peak_epoch", "lr_min", "lr_max")}
+    found = read_json(folder / RANGE) if folder and (folder / RANGE).is_file() else {}
+    reasons = {
+        key: found["reasons"][key] if found and found[key] == rates[key] else "given" for key in ("lr_min", "lr_max")
+    }
+    seconds_found = found["seconds"] if set(reasons.values()) != {"given"} else 0.0
+    return {
+        "data": getattr(train, "name", None),
+        **{key: images[key] for key in ("classes", "image_size")},
+        "seed": recipe.seed,
+        "batch_size": recipe.batch_size,
+        **rates,
+        "lr_reasons": reasons,
+        "params": sum(p.numel() for p in trainer.model.parameters()),
+        **{key: last[key] for key in ("test_accuracy", "test_accuracy_ema", "train_accuracy", "seconds_train")},
+        "test_accuracy_ema_tta": tta,
+        "recall": recall,
+        "skipped_steps": sum(row["skipped"] for row in history),
+        "seconds_total": seconds_found + time.perf_counter() - begun,
+        "seconds_lr_finder": seconds_found,
+        "images_per_second": trainer.facts["n_train"] * trainer.epochs / last["seconds_train"],
+        **trainer.facts,
+        "torch": torch.__version__,
+        "version": __version__,
+    }

@@ -1,7 +1,5 @@
 """How long a training will take, before it is started."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os
@@ -10,7 +8,7 @@ import torch
 
 from .data import Images
 from .device import choose_device
-from .fitting import fit
+from .fitting import duration, fit
 from .model import ResNet9
 from .recipe import Recipe
 from .schedule import OneCycle
@@ -22,22 +20,15 @@ def estimate(epochs: int = 24, width: int = 64, images: int = 50_000) -> str:
     Two short epochs on random pixels are trained for it, which takes some seconds, and the second one is timed. There
     are a fifth as many test images as training images, as in CIFAR-10, and the range test counts as one more epoch.
     """
-    device = choose_device()
-    n = 4096 if device.type == "cuda" else 256
+    gpu = choose_device().type == "cuda"
+    n = 4096 if gpu else 256
     with torch.random.fork_rng([]), contextlib.redirect_stdout(io.StringIO()):
         pixels, labels = torch.randint(256, (n, 32, 32, 3), dtype=torch.uint8), torch.arange(n) % 10
         some = Images(pixels, labels, tuple("0123456789"), (0.5,) * 3, (0.3,) * 3)
-        recipe = Recipe(batch_size=min(n, 512))
-        history = fit(ResNet9(10, width), some, some[: n // 5], OneCycle(2, 1, 1e-6, 2e-6), recipe).history
-    seconds = (history[1]["seconds"] - history[0]["seconds"]) * (epochs + 1) * images / n
-    units = {"hours": 3600, "minutes": 60, "seconds": 1}
-    unit, size = next((unit, size) for unit, size in units.items() if seconds > 1.7 * size or size == 1)
-    words = (
-        f"{epochs} epochs of {images:,} images at width {width} take about {max(1, seconds / size):.0f} {unit} here."
-    )
-    if device.type == "cpu":
-        colab = "COLAB_RELEASE_TAG" in os.environ
-        words += "\nThere is no CUDA GPU: " + (
-            "Runtime > Change runtime type > T4 GPU." if colab else "QUICK = True is quick."
-        )
-    return words
+        model, schedule, recipe = ResNet9(10, width), OneCycle(2, 1, 1e-6, 2e-6), Recipe(batch_size=min(n, 512))
+        first, second = fit(model, some, some[: n // 5], schedule, recipe).history
+    seconds = (second["seconds"] - first["seconds"]) * (epochs + 1) * images / n
+    words = f"{epochs} epochs of {images:,} images at width {width} take about {duration(seconds)} here."
+    colab = "COLAB_RELEASE_TAG" in os.environ
+    cure = "Runtime > Change runtime type > T4 GPU." if colab else "QUICK = True is quick."
+    return words if gpu else f"{words}\nThere is no CUDA GPU: {cure}"

@@ -1,17 +1,16 @@
-"""The training itself: one step, which the range test takes as well, and one epoch of them."""
-
-from __future__ import annotations
+"""The training itself, top to bottom: one step, which the range test takes as well; an epoch of steps; its test."""
 
 import copy
 import math
+import sys
 import time
 
 import torch
 from torch import nn
+from tqdm.std import tqdm
 
-from . import progress
 from .batches import seed_for
-from .device import autocast, seeded
+from .device import autocast, describe, seeded
 from .errors import InputError, check
 from .look import evaluate
 from .processes import average_buffers, parallel, raise_if_stopped, rank, total, world_size
@@ -19,6 +18,7 @@ from .recipe import Recipe
 from .schedule import ratios
 
 EMA_EVERY = 5  # steps between two updates of the average: as good as every step, at a fifth of the cost
+FINITE = "finite: the rate is too high for this network; lower lr_max (the last checkpoint, if any, is kept)"
 
 
 def step(network, optimizer, scaler, recipe: Recipe, x, y, precision: str, share: float = 1.0):
@@ -58,7 +58,12 @@ def set_train_mode(model: nn.Module, like: nn.Module) -> None:
 
 
 class Trainer:
-    """The state between two epochs, and how an epoch changes it."""
+    """The state between two epochs, and how an epoch changes it.
+
+    history, steps: as ``Run`` has them. facts: what results.json says of where and on what the last epoch ran.
+    """
+
+    STATE, RECORDS = ("model", "ema", "optimizer", "scaler"), ("history", "steps", "facts")
 
     def __init__(self, model: nn.Module, batches, schedule, recipe: Recipe, precision: str) -> None:
         self.batches, self.schedule, self.recipe, self.precision = batches, schedule, recipe, precision
@@ -71,25 +76,27 @@ class Trainer:
         self.shares = ratios(self.optimizer)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.scale = self.scaler.get_scale()
-        self.history: list[dict] = []
-        self.steps: list[dict] = []
         self.taken = 0  # optimizer steps: where the schedule stands
-        self.seconds_train = 0.0
-        self.images = self.tested = 0  # in an epoch, and in its test
+        self.history, self.steps, self.facts = [], [], {}
+
+    @property
+    def done(self) -> bool:
+        return len(self.history) == self.epochs
 
     def epoch(self) -> dict:
-        """One pass over the training images; the row it leaves for the history."""
-        start, number = time.perf_counter(), len(self.history)
-        losses, taken, sizes = [], [], []
+        """One pass over the training images; its part of the history's row."""
+        begun, number, whole = time.perf_counter(), len(self.history), self.batches.sizes
+        rows, losses, sizes = [], [], []
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        bar = progress.bar(
-            None if self.batches.sizes is None else sum(self.batches.sizes), f"epoch {number + 1}/{self.epochs}"
-        )
+        # In a log or a notebook, where each update of the bar stays, only if the epoch is long.
+        wait = 0.5 if sys.stderr.isatty() else 30
+        bar = tqdm(total=whole and sum(whole), desc=f"epoch {number + 1}/{self.epochs}", unit="img", leave=False,
+                   mininterval=wait, delay=wait, disable=rank() > 0)  # fmt: skip
         # Dropout and the like in a user's network: a function of (seed, epoch), too.
         with seeded(self.device, seed_for(self.recipe.seed, number, 1 + rank())), bar:
             for i, (x, y) in enumerate(self.batches.epoch(number)):
                 raise_if_stopped()
-                sizes.append(self.batches.sizes[i] if self.batches.sizes else len(y))
+                sizes.append(whole[i] if whole else len(y))
                 epoch = self.taken / len(self.batches)
                 planned = float(self.schedule(epoch))
                 check(f"schedule({epoch:g})", planned, 0 <= planned < math.inf, "a rate, 0 or more")
@@ -99,43 +106,33 @@ class Trainer:
                 loss, logits = step(self.network, self.optimizer, self.scaler, self.recipe, x, y, self.precision, share)
                 losses.append(loss)
                 correct += (logits.argmax(1) == y).sum()
-                taken.append(self._took(planned, epoch))
+                # Read back from the optimizer, so that it is evidence and not the plan once more.
+                applied = max(group["lr"] for group in self.optimizer.param_groups)
+                before, self.scale = self.scale, self.scaler.get_scale()
+                skipped = self.scale < before  # then the schedule waits, so that it cannot drift
+                rows.append({"step": self.taken, "epoch": epoch, "planned": planned, "applied": applied,
+                             "skipped": int(skipped)})  # fmt: skip
+                self.taken += not skipped
+                if not skipped and self.taken % EMA_EVERY == 0:
+                    self.average()
                 bar.update(sizes[-1])
-        check("number of batches", len(taken), len(taken) == len(self.batches), f"{len(self.batches)}, as len() says")
-        for row, loss in zip(taken, (total(torch.stack(losses)) / world_size()).tolist(), strict=True):
+        check("number of batches", len(rows), len(rows) == len(self.batches), f"{len(self.batches)}, as len() says")
+        for row, loss in zip(rows, (total(torch.stack(losses)) / world_size()).tolist(), strict=True):
+            step_of = f"step {row['step']} (epoch {row['epoch']:.2f}, rate {row['applied']:.4g})"
+            check(f"the loss at {step_of}", loss, math.isfinite(loss), FINITE)
             row["loss"] = loss
-            if not math.isfinite(loss):
-                where = f"step {row['step']} (epoch {row['epoch']:.2f}, rate {row['applied']:.4g})"
-                raise InputError(
-                    f"the loss became {loss} at {where}: "
-                    "the rate is too high for this network; lower lr_max. The last checkpoint, if any, is kept"
-                )
-        self.steps += taken
-        n, seconds = sum(sizes), time.perf_counter() - start
-        self.seconds_train += seconds
-        self.images = n
+        self.steps += rows
+        n, seconds = sum(sizes), time.perf_counter() - begun
+        self.facts |= {"n_train": n, "device": describe(self.device, world_size()), "precision": self.precision}
         return {
             "epoch": number + 1,
-            "lr": taken[-1]["applied"],
-            "train_loss": sum(row["loss"] * size for row, size in zip(taken, sizes, strict=True)) / n,
+            "lr": rows[-1]["applied"],
+            "train_loss": sum(row["loss"] * size for row, size in zip(rows, sizes, strict=True)) / n,
             "train_accuracy": 100 * int(total(correct)) / n,
-            "skipped": sum(row["skipped"] for row in taken),
+            "skipped": sum(row["skipped"] for row in rows),
             "images_per_second": n / seconds,
-            "seconds_train": self.seconds_train,
+            "seconds_train": seconds + (self.history[-1]["seconds_train"] if self.history else 0),
         }
-
-    def _took(self, planned: float, epoch: float) -> dict:
-        """What ``steps`` says of a step; and the average, where one is due."""
-        before, self.scale = self.scale, self.scaler.get_scale()
-        skipped = self.scale < before  # then the schedule waits, so that it cannot drift
-        # Read back from the optimizer, so that it is evidence and not the plan once more.
-        applied = max(group["lr"] for group in self.optimizer.param_groups)
-        row = {"step": self.taken, "epoch": epoch, "planned": planned, "applied": applied, "skipped": int(skipped)}
-        if not skipped:
-            self.taken += 1
-            if self.taken % EMA_EVERY == 0:
-                self.average()
-        return row
 
     def average(self) -> None:
         """Move the EMA: parameters and BatchNorm statistics are averaged, other buffers copied."""
@@ -146,26 +143,24 @@ class Trainer:
         mean, new = list(self.ema.parameters()), list(self.model.parameters())
         for (name, kept), buffer in zip(self.ema.named_buffers(), self.model.buffers(), strict=True):
             if name.rpartition(".")[2] in ("running_mean", "running_var"):
-                mean, new = [*mean, kept], [*new, buffer]
+                mean.append(kept), new.append(buffer)
             else:
                 kept.copy_(buffer)
         with torch.no_grad():
             torch._foreach_lerp_(mean, new, weight)  # not AveragedModel, which makes a GPU wait
 
-    def test(self, test) -> dict:
+    def test(self, images) -> dict:
         """The test's part of the history's row."""
         if self.taken < EMA_EVERY:  # too few steps so far for a first update
             self.average()
         average_buffers(self.model)
         row, options = {}, {"label_smoothing": self.recipe.label_smoothing, "precision": self.precision}
         for suffix, model in (("", self.model), ("_ema", self.ema)):
-            metrics = evaluate(model, test, **options, sharded=True)
-            self.tested = metrics.n
-            row |= {f"test_loss{suffix}": metrics.loss, f"test_accuracy{suffix}": metrics.accuracy}
+            found = evaluate(model, images, **options, sharded=True)
+            check(f"the test loss after epoch {len(self.history) + 1}", found.loss, math.isfinite(found.loss), FINITE)
+            row |= {f"test_loss{suffix}": found.loss, f"test_accuracy{suffix}": found.accuracy}
+            self.facts["n_test"] = found.n
         return row
-
-    STATE = ("model", "ema", "optimizer", "scaler")
-    RECORDS = ("history", "steps", "seconds_train", "images", "tested")
 
     def state_dict(self) -> dict:
         state = {name: getattr(self, name).state_dict() for name in self.STATE}

@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import eva_utils.run
 from eva_utils import Augment, Images, OneCycle, Recipe, ResNet9, cli, fit, keeper, look
 
 EPOCHS = 6
@@ -38,7 +37,7 @@ PHASES = {
     "step": (torch.optim.SGD, "step", lambda real, *args: (real(*args), die())),  # moved, but not yet written down
     "evaluation": (look, "autocast", die),
     "write": (Path, "write_bytes", half),
-    "read back": (eva_utils.run, "_check", die),
+    "sync": (os, "fsync", die),
     "rename": (os, "replace", die),  # between temporary file and rename
     "renamed": (os, "replace", lambda real, *args: (real(*args), die())),
 }
