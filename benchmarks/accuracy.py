@@ -1,6 +1,6 @@
 """Recipes side by side, on the same pictures, with the same network, epochs and batch size.
 
-    python benchmarks/accuracy.py --data data/cifar10-jpeg                            # a full run of each
+    python benchmarks/accuracy.py --data data/cifar10-pixels                          # a full run of each
     python benchmarks/accuracy.py --width 16 --epochs 12 --seeds 3                    # small ones
     python benchmarks/accuracy.py --width 32 --seeds 3 --held-out --recipes ablations
 
@@ -12,22 +12,20 @@ trained on: for decisions, since test images choose nothing.
 from __future__ import annotations
 
 import argparse
-import copy
 import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 
 import torch
-from torch.optim.swa_utils import update_bn
 
 import eva_utils as eva
 from common import ASSETS, NAMES, Rows, folder_name, machine, markdown, some, spread, where
 from eva_utils.batches import loader
-from eva_utils.device import autocast, choose_device, choose_precision
+from eva_utils.device import choose_device
 from eva_utils.model import Residual
 
 HELD_OUT = 5_000
@@ -200,22 +198,8 @@ def split(data: str, held_out: bool) -> tuple[eva.Images, eva.Images]:
     return train, test
 
 
-def own_statistics(model: torch.nn.Module, train: eva.Images, recipe: eva.Recipe) -> torch.nn.Module:
-    """A copy whose BatchNorm statistics are those of these very weights, over an epoch of training images.
-
-    Those of a training are a mean over its last steps, and each step had other weights.
-    """
-    model, device = copy.deepcopy(model), choose_device()
-    with autocast(device, choose_precision(device)):
-        update_bn(loader(train, recipe, device).epoch(0), model)
-    return model.eval()
-
-
 def run(recipe: Callable, job: Job, test: eva.Images) -> dict:
-    """Train, and the accuracies (%) after the last epoch: with the last weights, with their average, and with TTA.
-
-    raw_own, ema_own: with BatchNorm statistics of their own.
-    """
+    """Train, and the accuracies (%) after the last epoch: last weights (raw), their average (ema), both with TTA."""
     model, schedule, recipe = recipe(job)
     result = eva.fit(model, job.train, test, schedule, recipe, folder=job.folder)
     last, rates = result.history[-1], [step["applied"] for step in result.steps]
@@ -224,8 +208,6 @@ def run(recipe: Callable, job: Job, test: eva.Images) -> dict:
         "raw_tta": eva.evaluate(result.model, test, tta=True).accuracy,
         "ema": last["test_accuracy_ema"],
         "ema_tta": eva.evaluate(result.ema, test, tta=True).accuracy,
-        "raw_own": eva.evaluate(own_statistics(result.model, job.train, recipe), test).accuracy,
-        "ema_own": eva.evaluate(own_statistics(result.ema, job.train, recipe), test).accuracy,
         "train": last["train_accuracy"],
         "lr_first": rates[0],
         "lr_max": max(rates),
@@ -250,13 +232,15 @@ def tables(rows: list[dict], head: list[str], line: Callable[[str, list[dict], d
 
 
 def table(rows: list[dict]) -> str:
-    """Mean and standard deviation over the seeds."""
+    """Mean and standard deviation over the seeds; time: of the median run, evaluations and checkpoints included."""
 
     def line(name: str, group: list[dict], groups: dict) -> list[str]:
         rates = dict.fromkeys(f"{bound(row['lr_max'] for row in groups[name]):.2g}" for bound in (min, max))
-        return [" to ".join(rates), *(spread([row[k] for row in group]) for k in ("raw", "ema", "ema_tta", "train"))]
+        cells = [spread([row[key] for row in group]) for key in ("raw", "ema", "ema_tta", "train")]
+        seconds = median(row["seconds"] for row in group)
+        return [" to ".join(rates), *cells, f"{seconds / 60:.0f} min" if seconds >= 100 else f"{seconds:.0f} s"]
 
-    return tables(rows, ["LR_MAX", "raw", "EMA", "EMA + TTA", "train"], line)
+    return tables(rows, ["LR_MAX", "last weights", "EMA", "EMA + TTA", "train", "time"], line)
 
 
 def ablation(rows: list[dict]) -> str:
@@ -271,22 +255,7 @@ def ablation(rows: list[dict]) -> str:
             cells.append("" if name == "ours" else f"{mean(both[0]) - mean(both[1]):.2f} ± {spoken}")
         return cells
 
-    return tables(rows, ["raw", "EMA", "raw: ours minus this", "EMA: ours minus this"], line, needs="ours")
-
-
-def statistics(rows: list[dict]) -> str:
-    """Accuracy with BatchNorm statistics of the weights' own, what that gains and its standard error."""
-
-    def line(name: str, group: list[dict], groups: dict) -> list[str]:
-        cells = []
-        for key in ("raw", "ema"):
-            gains = [row[f"{key}_own"] - row[key] for row in group]
-            error = f" ± {stdev(gains) / len(gains) ** 0.5:.2f}" if len(gains) > 1 else ""
-            cells += [spread([row[f"{key}_own"] for row in group]), f"{mean(gains):.2f}{error}"]
-        return cells
-
-    head = ["raw, own statistics", "gain", "EMA, own statistics", "gain"]
-    return tables([row for row in rows if "raw_own" in row], head, line)
+    return tables(rows, ["last weights", "EMA", "last: ours minus this", "EMA: ours minus this"], line, needs="ours")
 
 
 def count(group: list[dict]) -> tuple[list[dict], str]:
@@ -337,7 +306,7 @@ def main() -> None:
                 print(f"\n{key}", flush=True)
                 job = Job(train, args.epochs, args.width, seed, args.work / folder_name(key))
                 rows.add({**key, **run((RECIPES | ABLATIONS)[name], job, test)})
-    for tested_on, functions in {"test": [table, statistics], "held out": [table, ablation, statistics]}.items():
+    for tested_on, functions in {"test": [table], "held out": [table, ablation]}.items():
         if chosen := [row for row in rows.rows if row["tested_on"] == tested_on]:
             print(f"\ntested on: {tested_on}", *(function(chosen) for function in functions), sep="\n\n")
 

@@ -1,11 +1,11 @@
 """Super-convergence itself: test accuracy against epochs, one-cycle beside constant rates and step decay.
 
-    python benchmarks/superconvergence.py --data data/cifar10-jpeg                               # minutes on a fast GPU
-    python benchmarks/superconvergence.py --data data/cifar10-jpeg --width 16 --images 20000     # hours on a CPU's core
+    python benchmarks/superconvergence.py --data data/cifar10-pixels                                   # on a GPU
+    python benchmarks/superconvergence.py --data data/cifar10-pixels --width 16 --epochs 12 --seeds 3  # on a CPU's core
 
-One-cycle with the found rates, constant rates and step decay, in 24 epochs and in 72. The constant rate and the rate
-that a decay starts from are those that did best in 24 epochs on held-out training images (averaged weights). Writes
-assets/benchmarks/superconvergence.json (what is there is not run again) and .png.
+One-cycle with the found rates, a constant rate and step decay, --seeds times, and once in three times as many epochs.
+The constant rate and the rate that a decay starts from are those of CONSTANT and DECAY that did best on held-out
+training images (EMA, seed 0). Writes assets/benchmarks/superconvergence.json (what is there is not run again) and .png.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from pathlib import Path
 
 import eva_utils as eva
 from accuracy import Job, split
-from common import ASSETS, NAMES, Rows, folder_name, machine, markdown, some, where
+from common import ASSETS, NAMES, Rows, folder_name, machine, markdown, some, spread, where
 from eva_utils import plots
 
 CONSTANT = [0.02, 0.1, 0.5]
 DECAY = [0.1, 0.5]  # lower ones are what it decays to
+# Name: the rates tried, and the shares of the epochs after which the rate falls to a tenth.
+POLICIES = {"one-cycle": ([], ()), "constant": (CONSTANT, ()), "steps from": (DECAY, (0.5, 0.75))}
 
 
 def run(rows: Rows, name: str, schedule, job: Job, test: eva.Images, held_out: bool = False) -> dict:
@@ -35,27 +37,35 @@ def run(rows: Rows, name: str, schedule, job: Job, test: eva.Images, held_out: b
 
 
 def draw(rows: list[dict]):
-    """The figure of these rows; the longer run of a policy follows its shorter one."""
+    """The figure of these rows; the longer run of a policy follows its shorter ones."""
     runs: dict[str, list] = {}
     for row in rows:
         curves = zip(row["test_accuracy"], row["test_accuracy_ema"], strict=True)
-        history = [{"test_accuracy": raw, "test_accuracy_ema": ema} for raw, ema in curves]
+        history = [{"test_accuracy": last, "test_accuracy_ema": ema} for last, ema in curves]
         runs.setdefault(row["policy"], []).append(history)
-    return plots.compare(runs, about=f"{NAMES.get(row['data'], row['data'])}, {where(row)}, n = 1")
+    n = len({row["seed"] for row in rows})
+    return plots.compare(
+        runs, about=f"{NAMES.get(row['data'], row['data'])}, width {row['width']}, {where(row)}, n = {n}"
+    )
 
 
 def table(rows: list[dict]) -> str:
-    """Every run that was tested on the test images, in Markdown; a table for each size."""
-    head = ["policy", "highest rate", "epochs", "last weights", "their average (EMA)"]
-    sizes: dict[str, list[list[str]]] = {}
+    """Mean and standard deviation over the seeds of what was tested on the test images; a table for each size."""
+    sizes: dict[str, dict[tuple, list[dict]]] = {}
     rows = [row for row in rows if not row.get("tested_on")]
     for row in sorted(rows, key=lambda row: (row["epochs"], row["policy"] != "one-cycle", row["policy"])):
         size = f"Width {row['width']}, {row['images']:,} training images of {NAMES.get(row['data'], row['data'])}"
-        accuracies = [f"{row[key][-1]:.1f}" for key in ("test_accuracy", "test_accuracy_ema")]
-        sizes.setdefault(f"{size}, seed {row['seed']}, n = 1; {where(row)}:", []).append(
-            [row["policy"], f"{row['lr']:.2g}", f"{row['epochs']}", *accuracies]
-        )
-    return "\n".join(f"{title}\n\n{markdown(head, lines)}" for title, lines in sizes.items())
+        groups = sizes.setdefault(f"{size}; {where(row)}:", {})
+        groups.setdefault((row["policy"], row["epochs"]), []).append(row)
+    parts = []
+    for title, groups in sizes.items():
+        lines = []
+        for (policy, epochs), group in groups.items():
+            ends = [spread([row[key][-1] for row in group]) for key in ("test_accuracy", "test_accuracy_ema")]
+            lines.append([policy, f"{max(row['lr'] for row in group):.2g}", f"{epochs}", *ends, f"{len(group)}"])
+        head = ["policy", "highest rate", "epochs", "last weights", "EMA", "n"]
+        parts.append(f"{title}\n\n{markdown(head, lines)}")
+    return "\n".join(parts)
 
 
 def main() -> None:
@@ -64,24 +74,35 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--images", type=int, help="train on this many (all of them)")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--longer", type=int, default=3, help="times the epochs, for the one longer run (3; 0: none)")
+    parser.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
     parser.add_argument("--out", type=Path, default=ASSETS)
     parser.add_argument("--work", type=Path, default=Path("runs/superconvergence-study"), help="for checkpoints")
     args = parser.parse_args()
-    rows = Rows(args.out / "superconvergence.json")
-    (job, test), (trial, held_out) = (
-        (Job(some(train, args.images), args.epochs, args.width, 0, args.work), test)
-        for train, test in (split(args.data, held_out=False), split(args.data, held_out=True))
-    )
-    rates = eva.find_lr(job.network(), job.train, eva.Recipe(seed=job.seed), folder=args.work / "one-cycle")
-    policies = [eva.OneCycle(n * job.epochs, n * job.peak, rates.lr_min, rates.lr_max) for n in (1, 3)]
-    shown = [run(rows, "one-cycle", policy, job, test) for policy in policies]
-    for name, tried, milestones in (("constant", CONSTANT, ()), ("steps from", DECAY, (0.5, 0.75))):
-        policies = {lr: eva.StepDecay(job.epochs, lr, milestones=milestones) for lr in tried}
-        trials = {lr: run(rows, f"{name} {lr:g}", policy, trial, held_out, True) for lr, policy in policies.items()}
-        best = max(trials, key=lambda lr: trials[lr]["test_accuracy_ema"][-1])
-        longer = eva.StepDecay(3 * job.epochs, best, milestones=milestones)
-        shown += [run(rows, f"{name} {best:g}", policy, job, test) for policy in (policies[best], longer)]
-    print(plots.save(draw(shown), args.out / "superconvergence.png"))
+    rows, shown = Rows(args.out / "superconvergence.json"), []
+    train, test = split(args.data, held_out=False)
+    for kind in args.policies:
+        tried, milestones = POLICIES[kind]
+        best = None
+        if tried:
+            some_of_them, held_out = split(args.data, held_out=True)
+            trial = Job(some(some_of_them, args.images), args.epochs, args.width, 0, args.work)
+            ends = {}
+            for lr in tried:
+                policy = eva.StepDecay(args.epochs, lr, milestones=milestones)
+                ends[lr] = run(rows, f"{kind} {lr:g}", policy, trial, held_out, True)["test_accuracy_ema"][-1]
+            best = max(ends, key=ends.get)
+        for seed, times in [(seed, 1) for seed in range(args.seeds)] + [(0, args.longer)] * (args.longer > 0):
+            job = Job(some(train, args.images), times * args.epochs, args.width, seed, args.work)
+            if best is None:
+                recipe = eva.Recipe(seed=seed)
+                found = eva.find_lr(job.network(), job.train, recipe, folder=args.work / f"one-cycle-{seed}")
+                name, policy = kind, eva.OneCycle(job.epochs, job.peak, found.lr_min, found.lr_max)
+            else:
+                name, policy = f"{kind} {best:g}", eva.StepDecay(job.epochs, best, milestones=milestones)
+            shown.append(run(rows, name, policy, job, test))
+    print(table(rows.rows), plots.save(draw(shown), args.out / "superconvergence.png"), sep="\n")
 
 
 if __name__ == "__main__":
