@@ -22,15 +22,16 @@ def check_network(model: nn.Module, data) -> int:
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in parameters):
         raise InputError("the model has lazy layers that have not seen an image yet; call it on a batch once")
     kinds = sorted({str(p.dtype) for p in parameters if p.requires_grad})
-    right = "['torch.float32']: others lose small steps, and without any, or with all frozen, there is nothing to train"
+    right = "['torch.float32']: others lose small steps, and with none, or all frozen, there is nothing to train"
     check("the type of the parameters that can be trained", kinds, kinds == ["torch.float32"], right)
     if not all(p.isfinite().all() for p in parameters):
         raise InputError("the model has weights that are not finite, from a run that failed perhaps; make it anew")
-    outputs = answers(model, data).shape[1]
-    if isinstance(data, Images):
+    own = isinstance(data, Images)
+    if own:
         check_labels(data)
-        if outputs != len(data.classes):
-            raise InputError(f"the model has {outputs} outputs; the data have {len(data.classes)} classes")
+    outputs = answers(model, data).shape[1]
+    if own and outputs != len(data.classes):
+        raise InputError(f"the model has {outputs} outputs; the data have {len(data.classes)} classes")
     return outputs
 
 
