@@ -76,7 +76,7 @@ def test_a_pages_tables_and_links_are_true(page):
 
 
 def test_a_table_that_is_out_of_date_is_noticed():
-    old = re.sub(r"\| 24 \| 0\.\d+ to ", "| 24 | 0.123 to ", README)
+    old = re.sub(r"\| ours \| 0\.\d+ to ", "| ours | 0.123 to ", README)
     assert old != README
     assert tool("update_tables").updated(old) == README
 
@@ -97,9 +97,16 @@ def test_readmes_tour_runs(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(eva, "cifar10", lambda root: eva.digits())
     names = {}
-    exec(small(blocks(README)[0]), names)
+    tour, loop = blocks(README)
+    exec(small(tour), names)
     assert len(names["wrong"]) == 25
     assert (tmp_path / "runs" / "tour" / "results.json").is_file()
+    x, y = names["test"].pixels.permute(0, 3, 1, 2).float() / 255, names["test"].labels
+    names["dataloader"] = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=32, shuffle=True)
+    names["network"] = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
+    exec(loop, names)
+    assert names["optimizer"].param_groups[0]["lr"] == pytest.approx(names["rates"].lr_min)
+    assert len(torch.load("loop.pt")) == 3
 
 
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", RECIPES, re.DOTALL | re.MULTILINE))
