@@ -12,24 +12,16 @@ import pytest
 import together
 import torch
 
-from eva_utils import Augment, InputError, Recipe, device
-from eva_utils import processes as distributed
-from eva_utils.batches import loader
+from eva_utils import InputError, processes
 from eva_utils.device import choose_device
 
 HERE = Path(__file__).resolve().parent
 TRAIN = [
-    "train", "--data", "digits", "--width", "4", "--epochs", "8", "--peak-epoch", "1", "--batch-size", "128",
+    "train", "--data", "digits", "--width", "4", "--epochs", "2", "--peak-epoch", "1", "--batch-size", "128",
     "--no-flip", "--precision", "fp32", "--device", "cpu", "--lr-min", "0.02", "--lr-max", "0.2",
 ]  # fmt: skip
+COMMAND = "import sys; from eva_utils import cli, explain; explain.draw = print; sys.exit(cli.main(sys.argv[1:]))"
 STEPS = 12  # an epoch: 1,437 images in batches of 128
-ENGINES = ["batch", "albumentations"]
-SEVERAL = [2]
-
-
-def one_thread(**more) -> dict:
-    path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | more
 
 
 def free_port() -> str:
@@ -38,23 +30,19 @@ def free_port() -> str:
         return str(s.getsockname()[1])
 
 
-def processes(n: int, *arguments) -> list[tuple[int, str, str]]:
+def started(n: int, *arguments) -> list[tuple[int, str, str]]:
     """(exit status, stdout, stderr) of each of ``n`` processes, in the environment that torchrun gives them."""
-    common = {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    started = [
-        subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            env=one_thread(RANK=str(rank), LOCAL_RANK=str(rank), **common),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(n)
-    ]
+    path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    common = {"WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    common |= {"OMP_NUM_THREADS": 1, "PYTHONPATH": path}
+    group, pipes = [], {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    for rank in range(n):
+        own = {key: str(value) for key, value in (common | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+        group.append(subprocess.Popen([sys.executable, *map(str, arguments)], env=os.environ | own, **pipes))
     try:
-        return [(p.returncode, out, err) for p in started for out, err in [p.communicate(timeout=120)]]
+        return [(p.returncode, out, err) for p in group for out, err in [p.communicate(timeout=120)]]
     finally:
-        for p in started:
+        for p in group:
             p.kill()
 
 
@@ -63,7 +51,7 @@ class Group:
 
     def __init__(self, n: int, folder: Path) -> None:
         self.n = n
-        self.ended = processes(n, HERE / "together.py", folder)
+        self.ended = started(n, HERE / "together.py", folder)
         missing = [r for r in range(n) if not (folder / f"{n}-{r}.pt").exists()]
         assert not missing, self.ended
         self.states = [torch.load(folder / f"{n}-{r}.pt", weights_only=False) for r in range(n)]
@@ -75,7 +63,7 @@ def single(tmp_path_factory) -> dict:
         return together.work(tmp_path_factory.mktemp("single"))
 
 
-@pytest.fixture(scope="module", params=SEVERAL, ids=lambda n: f"{n}-processes")
+@pytest.fixture(scope="module", params=[2, 3], ids=lambda n: f"{n}-processes")
 def group(request, tmp_path_factory) -> Group:
     return Group(request.param, tmp_path_factory.mktemp("group"))
 
@@ -90,54 +78,23 @@ def same(first: dict, second: dict) -> bool:
     return first.keys() == second.keys() and all(value.equal(second[key]) for key, value in first.items())
 
 
-# What each process sees
+# What each process sees, and what comes out
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_shards_are_the_single_processs_batches_dealt_out(engine, group, single):
-    """To the last bit: order, crops, flips and holes; and the last batch, of 6 images, is shared as well."""
-    whole = single[engine]["seen"]
-    assert [len(x) for x in whole] == [16, 16, 6] * 2
-    for step, x in enumerate(whole):
-        shards = [state[engine]["seen"][step] for state in group.states]
-        sizes = [len(shard) for shard in shards]
-        assert sum(sizes) == len(x) and max(sizes) - min(sizes) <= 1
-        for rank, shard in enumerate(shards):
-            assert shard.equal(x[rank :: group.n])
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("count", [2, 3, 5])
-def test_shards_partition_an_epoch(engine, count):
-    images, recipe = together.images(93, 3), Recipe(augment=Augment(2, True, 4), batch_size=32, workers=0)
-
-    def epoch(shard) -> list:
-        batches = loader(images, recipe.replace(engine=engine), torch.device("cpu"), shard)
-        assert len(batches) == 3 and batches.sizes == [32, 32, 29]
-        return list(batches.epoch(4))
-
-    whole = epoch((0, 1))
-    shards = [epoch((rank, count)) for rank in range(count)]
-    for step, (x, y) in enumerate(whole):
-        for rank in range(count):
-            assert shards[rank][step][0].equal(x[rank::count])
-            assert shards[rank][step][1].equal(y[rank::count])
-
-
-# What comes out
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("what", ["gradients", "weights", "ema"])
-def test_gradients_and_weights_are_those_of_one_process(what, engine, group, single):
-    for state in group.states:
-        assert_close(state[engine][what], single[engine][what])
-        assert same(state[engine][what], group.states[0][engine][what])
-
-
-def test_the_weights_do_move(single):
+@pytest.mark.parametrize("engine", ["batch", "albumentations"])
+def test_shards_gradients_and_weights_are_those_of_one_process(engine, group, single):
+    """The shards to the last bit: order, crops, flips, holes; and the last batch, of 6 images, is shared as well."""
+    whole = single[engine]
+    assert [len(x) for x in whole["seen"]] == [16, 16, 6] * 2
+    for step, x in enumerate(whole["seen"]):
+        for rank, state in enumerate(group.states):
+            assert state[engine]["seen"][step].equal(x[rank :: group.n])
+    for what in ("gradients", "weights", "ema"):
+        for state in group.states:
+            assert_close(state[engine][what], whole[what])
+            assert same(state[engine][what], group.states[0][engine][what])
     start = together.network(together.Frozen).state_dict()
-    assert (single["batch"]["weights"]["6.weight"] - start["6.weight"]).abs().max() > 0.01
+    assert (whole["weights"]["6.weight"] - start["6.weight"]).abs().max() > 0.01  # they do move
 
 
 def test_records_are_those_of_one_process(group, single):
@@ -149,18 +106,14 @@ def test_records_are_those_of_one_process(group, single):
             assert [found[key] for key in metrics] == pytest.approx([expected[key] for key in metrics], rel=1e-5)
 
 
-def test_each_test_image_counts_once(group, single):
+def test_each_test_image_counts_once_and_exactly(group, single):
     for state in group.states:
         assert state["sharded"]["n"] == state["alone"]["n"] == 13
         assert state["sharded"]["correct"] == state["alone"]["correct"] == single["alone"]["correct"]
         assert state["sharded"]["loss"] == pytest.approx(state["alone"]["loss"], rel=1e-5)
         assert state["few"]["n"] == 1 and state["few"]["correct"] in (0, 1)
         assert state["few"] == group.states[0]["few"]
-
-
-def test_counts_are_summed_exactly(group):
-    expected = group.n * 2**60 + sum(range(group.n))
-    assert [int(state["total"]) for state in group.states] == [expected] * group.n
+        assert int(state["total"]) == group.n * 2**60 + sum(range(group.n))
 
 
 def test_running_statistics_are_the_mean_over_processes(group, single):
@@ -185,18 +138,11 @@ def test_a_stopped_run_goes_on_and_ends_like_an_undisturbed_one(group):
 # Who does what
 
 
-def test_rank_0_alone_finds_the_rates(group, single):
-    assert [state["range test"] > 0 for state in group.states] == [True] + [False] * (group.n - 1)
-    assert group.states[0]["range test"] == single["range test"]
-    assert all(state["rates"] == single["rates"] for state in group.states)
-
-
-def test_all_get_rank_0s_answer_or_its_refusal(group):
-    assert [state["answer"] for state in group.states] == [5] * group.n
-    assert [state["refusal"] for state in group.states] == ["answer is 0; it has to be another"] * group.n
-
-
-def test_rank_0_alone_prints(group):
+def test_rank_0_alone_finds_the_rates_answers_and_prints(group, single):
+    assert [state["range test"] for state in group.states] == [single["range test"]] + [0] * (group.n - 1)
+    for state in group.states:
+        assert (state["rates"], state["answer"]) == (single["rates"], 5)
+        assert state["refusal"] == "answer is 0; it has to be another"
     (_, first, _), *others = group.ended
     assert "rank 0 speaks" in first and f"{group.n} x CPU" in first and "going on after epoch 1" in first
     assert [out for _, out, _ in others] == [""] * (group.n - 1)
@@ -217,20 +163,19 @@ def test_a_failing_rank_ends_all_with_its_own_message(group):
 
 
 def test_the_command_trains_together(tmp_path):
-    run = tmp_path / "run"
-    (status, out, err), (other, silent, _) = processes(2, "-m", "eva_utils", *TRAIN, "--out", run)
+    (status, out, err), (other, silent, _) = started(2, "-c", COMMAND, *TRAIN, "--out", tmp_path)
     assert (status, other, silent) == (0, 0, ""), err
     assert out.count("2 x CPU") == 1
-    with (run / "lr.csv").open(newline="") as lines:
+    with (tmp_path / "lr.csv").open(newline="") as lines:
         steps = list(csv.DictReader(lines))
-    assert [int(row["step"]) for row in steps] == list(range(8 * STEPS))
+    assert [int(row["step"]) for row in steps] == list(range(2 * STEPS))
     assert all(row["applied"] == row["planned"] for row in steps)
-    assert json.loads((run / "results.json").read_text())["test_accuracy"] > 60
+    assert json.loads((tmp_path / "results.json").read_text())["test_accuracy"] > 20
 
 
 def test_a_mistake_is_told_once(tmp_path):
     """1,437 images leave three for the last batch: too few for two in each process."""
-    ended = processes(2, "-m", "eva_utils", *TRAIN, "--batch-size", "478", "--out", tmp_path / "run")
+    ended = started(2, "-c", COMMAND, *TRAIN, "--batch-size", "478", "--out", tmp_path)
     assert [status for status, _, _ in ended] == [2, 2]
     message = (
         "eva-utils: error: batch_size is 478; it has to be one that leaves each of 2 processes 2 or more of the 1,437 "
@@ -239,31 +184,22 @@ def test_a_mistake_is_told_once(tmp_path):
     assert sorted(err for _, _, err in ended) == ["", message]
 
 
-# On GPUs, as far as it can be seen without
+# Without a second GPU, and without a group
 
 
-@pytest.fixture
-def two_gpus(monkeypatch):
+def test_each_process_takes_a_gpu_of_its_own(monkeypatch):
     """As in the second of two processes on a machine with two GPUs."""
-    monkeypatch.setattr(device, "world_size", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch, "ones", lambda n, device: None)
-
-
-def test_each_process_takes_a_gpu_of_its_own(two_gpus, monkeypatch):
     for given in ("cuda", "cuda:1"):
         assert choose_device(given) == torch.device("cuda:1")
-    for given, words in (("cuda:0", "each process takes a GPU of its own"), ("mps", "device is 'mps'")):
-        with pytest.raises(InputError, match=words):
-            choose_device(given)
+    with pytest.raises(InputError, match="each process takes a GPU of its own"):
+        choose_device("cuda:0")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(InputError, match="--nproc-per-node"):
         choose_device("cuda")
-
-
-# In a single process there is no group
 
 
 @pytest.mark.parametrize("environment", [{}, {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}], ids=str)
@@ -271,9 +207,9 @@ def test_a_single_process_is_no_group(environment, monkeypatch, capsys):
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
     model = together.network()
-    with distributed.process_group():
+    with processes.process_group():
         assert not torch.distributed.is_initialized()
-        assert (distributed.rank(), distributed.world_size()) == (0, 1)
-        assert distributed.parallel(model) is model
-        assert distributed.on_first(print)("heard") is None
+        assert (processes.rank(), processes.world_size()) == (0, 1)
+        assert processes.parallel(model) is model
+        assert processes.on_first(print)("heard") is None
     assert capsys.readouterr().out == "heard\n"

@@ -1,6 +1,7 @@
 """Signals wait for the end of a step, where that is asked for, and the caller's handlers come back."""
 
 import signal
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -31,10 +32,26 @@ def test_a_signal_waits_for_the_next_step_and_a_second_does_not(signum):
     raise_if_stopped()  # what is over is forgotten
 
 
-def test_another_thread_leaves_the_handlers_alone():
-    def handler():
-        with stoppable(between_steps=True):
-            return signal.getsignal(signal.SIGINT)
+def handler(signum):
+    with stoppable(between_steps=True):
+        return signal.getsignal(signum)
 
+
+def test_another_thread_leaves_the_handlers_alone_and_nohups_stays():
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(handler).result() is signal.getsignal(signal.SIGINT)
+        assert pool.submit(handler, signal.SIGINT).result() is signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert handler(signal.SIGHUP) == signal.SIG_IGN == signal.getsignal(signal.SIGHUP)
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_stop_that_python_drops_is_raised_at_the_end(monkeypatch):
+    class Slow:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    dropped = []
+    monkeypatch.setattr(sys, "unraisablehook", dropped.append)
+    with pytest.raises(KeyboardInterrupt), stoppable():
+        Slow()
+    assert len(dropped) == 1
