@@ -56,9 +56,11 @@ class Keeper:
                 check(str(file), sorted(found), {"settings", "facts"} <= found.keys(), "a checkpoint of fit; delete it")
                 state = found
         if fresh:
-            same = state and state["settings"]["first_weights"] == self.settings["first_weights"]
-            those = "those" if same else "not those"
-            print(f"{self.folder}: starting over from the model's weights, {those} of a run that began here before")
+            which = ""
+            if state:
+                same = state["settings"]["first_weights"] == self.settings["first_weights"]
+                which = f", {'those' if same else 'not those'} that the run before began with"
+            print(f"{self.folder}: starting over from the model's weights{which}")
             run.forget(self.folder, *run.TRAINED)
         elif state is None:
             run.forget(self.folder, run.RESULTS)  # it marks a finished run

@@ -49,9 +49,9 @@ def set_train_mode(model: nn.Module, like: nn.Module) -> None:
 
     def frozen(module: nn.Module) -> bool:
         norm = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine
-        return not module.training and (like.training or (norm and not module.weight.requires_grad))
+        return like.training or (norm and not module.weight.requires_grad)
 
-    stay = [name for name, module in like.named_modules() if frozen(module)]
+    stay = [name for name, module in like.named_modules() if not module.training and frozen(module)]
     model.train()
     for name in stay:
         model.get_submodule(name).eval()
