@@ -260,7 +260,7 @@ def test_bad_input_is_named_in_a_line(tmp_path, flags, named):
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("{", "cannot be read"),
+        ("{", "damaged or no file of a run"),
         ('{"data": "digits", "colour": 1}', "--colour=1"),
         ('{"policy": {"lr_min": "much"}}', "--lr-min: invalid rate value: 'much'"),
         ('{"recipe": {"augment": {"flip": "no"}}}', "--flip"),

@@ -232,11 +232,6 @@ def test_a_run_leaves_what_is_promised(tmp_path, tiny, cnn):
     assert (model["mean"], model["std"]) == (list(tiny[0].mean), list(tiny[0].std))
 
 
-def test_no_mirror_images_no_tta(tiny, cnn):
-    recipe = RECIPE.replace(augment=Augment(2, False, 4))
-    assert fit(cnn(), *tiny, SCHEDULE, recipe).results["test_accuracy_ema_tta"] is None
-
-
 def test_a_checkpoint_only_every_so_many_seconds_and_at_the_end(tmp_path, tiny, cnn, monkeypatch):
     saved, real = [], run.write_tensors
     monkeypatch.setattr(run, "write_tensors", lambda path, content: (saved.append(path.name), real(path, content)))
