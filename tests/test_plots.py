@@ -81,7 +81,8 @@ def test_every_figure_is_saved_in_a_sane_size_and_leaves_no_trace(curve, run, tm
         with Image.open(file) as picture:
             assert 500 < picture.width < 2500 and 200 < picture.height < 2500, file.name
         assert file.stat().st_size < 300_000
-    assert plots.zigzag(ZIGZAG)._repr_png_().startswith(b"\x89PNG")
+    picture, metadata = plots.zigzag(ZIGZAG, annotate=True)._repr_png_()
+    assert picture.startswith(b"\x89PNG") and metadata == {"alt": "The cyclic learning rate and its terms"}
     with pytest.raises(InputError, match=r"\.png"):
         plots.save(plots.zigzag(ZIGZAG), tmp_path / "zigzag.pdf")
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 import torchvision
@@ -16,6 +17,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 import eva_utils as eva
+from eva_utils.lr_curve import LRRange
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf8")
@@ -34,6 +36,10 @@ def tool(name: str):
 def rows(name: str) -> list[dict]:
     with (RUN / name).open(newline="", encoding="utf8") as file:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def notebook(name: str) -> list:
+    return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
 
 
 # The committed run
@@ -137,6 +143,45 @@ def test_a_recipe_runs(title, monkeypatch, tmp_path):
     if title == "A trained network with frozen layers":
         torch.manual_seed(0)
         assert torch.equal(names["run"].model.conv1.weight, resnet18().conv1.weight)
+
+
+# Notebooks
+
+
+def test_what_the_notebook_says_of_its_run_is_true():
+    results, found = (json.loads((RUN / f"{name}.json").read_text(encoding="utf8")) for name in ("results", "lr_range"))
+    history, curve = rows("history.csv"), LRRange.load(RUN / "lr_range.json").curve
+    ema, last = ([row[key] for row in history] for key in ("test_accuracy_ema", "test_accuracy"))
+    worst = max(range(3, 24), key=lambda i: ema[i] - last[i])
+    said = [
+        f"ends at **{ema[-1]:.2f} %**",
+        f"last weights are at {last[-1]:.2f} %",
+        f"starts at {curve.smooth[0]:.2f}",
+        f"falls to {curve.smooth[curve.valley()[0]]:.2f}",
+        f"at a rate of {curve.half():.3g}",
+        f"LR_MAX = {found['lr_max']:.3g}",
+        f"LR_MIN = {found['lr_min']:.3g}",
+        f"Of {len(rows('lr.csv')):,} steps none",
+        f"passes 90 % in epoch {1 + next(i for i, accuracy in enumerate(ema) if accuracy >= 90)}",
+        f"in epoch {worst + 1} they are at {last[worst]:.1f} %, {ema[worst] - last[worst]:.0f} points below",
+        f"the two are {ema[-1] - last[-1]:.1f} points apart",
+        f"({results['train_accuracy']:.1f} %)",
+        f"of all {10_000 - round(100 * ema[-1])} mistakes",
+        f"EMA is at {ema[11]:.1f} % after epoch 12",
+    ]
+    text = " ".join(
+        " ".join(cell.source for cell in notebook("SuperConvergence") if cell.cell_type == "markdown").split()
+    )
+    assert [words for words in said if words not in text] == []
+
+
+@pytest.mark.parametrize("name", ["CycleLR", "FindLR", "SuperConvergence"])
+def test_pictures_in_notebooks_have_alternative_text(name):
+    for cell in notebook(name):
+        assert "![](" not in cell.source
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                assert output.metadata["image/png"]["alt"], cell.id
 
 
 # One OWNER/REPO

@@ -34,8 +34,10 @@ class Picture(Figure):
         super().__init__(figsize=(width, height), dpi=dpi, layout="constrained")
         self.headline = self.suptitle(title, x=0.01, ha="left") if title else None
 
-    def _repr_png_(self) -> bytes:
-        return png(self, SCREEN)
+    def _repr_png_(self) -> tuple[bytes, dict]:
+        """With its title as alternative text, for who cannot see it."""
+        alt = self.headline.get_text().strip() if self.headline else "a curve without words"
+        return png(self, SCREEN), {"alt": alt}
 
 
 def png(figure: Figure, dpi="figure") -> bytes:
