@@ -33,7 +33,7 @@ __all__ = ["__version__", "plots", *_MODULE_OF]
 
 def __getattr__(name: str):
     if name == "plots":
-        return importlib.import_module(".plots", __name__)
+        return importlib.import_module(f".{name}", __name__)
     if name in _MODULE_OF:
         value = getattr(importlib.import_module("." + _MODULE_OF[name], __name__), name)
         globals()[name] = value
