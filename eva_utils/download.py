@@ -52,9 +52,7 @@ def fetch_cifar10(root: Path) -> Path:
                 failed += f"  {url}: {getattr(error, 'reason', None) or first_line(error)}\n"
                 print(failed.splitlines()[-1].strip(), flush=True)
     except OSError as error:
-        raise InputError(
-            f"cannot write into {str(root)!r} ({first_line(error)}); choose another data folder"
-        ) from error
+        raise InputError(f"cannot write into {str(root)!r}: {first_line(error)}; choose another folder") from error
     finally:
         with suppress(OSError):
             part.unlink()
@@ -89,7 +87,7 @@ def _download(url: str, part: Path, limit: float) -> None:
             got += len(block)
             bar.update(len(block))
             seconds = time.monotonic() - start
-            if seconds > limit or (seconds > PATIENCE_SECONDS and seconds * SIZE / got > limit):
+            if seconds > PATIENCE_SECONDS and seconds * SIZE / got > limit:
                 raise ValueError(f"too slow: {got / seconds / 1e3:,.0f} kB/s, limit {limit:,.0f} s")
     if got < SIZE:
         raise ValueError(f"ended after {got:,} of {SIZE:,} bytes")

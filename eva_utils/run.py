@@ -1,7 +1,4 @@
-"""A run's folder: its lock, its files, which a kill at any moment leaves whole, and whether it is another run's.
-
-This module knows files, numbers and tensors, and nothing of training.
-"""
+"""A run's folder: its lock, its files, which a kill at any moment leaves whole, and whether it is another run's."""
 
 import csv
 import dataclasses
