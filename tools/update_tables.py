@@ -59,23 +59,6 @@ def speed_table(measured: dict) -> str:
     ) + markdown(["what", "speed", "start, at most", "peak memory"], rows)
 
 
-def faster() -> str:
-    """The same in a sentence for each device."""
-    lines = []
-    for measured in throughputs():
-        ratios, precision = measured["ratios"], measured["precision"]
-        steps = [measured["measurements"][f"step: eva_utils, {p}"]["images_per_second"] for p in (precision, "fp32")]
-        share = ratios["share of the matrix product's rate"][precision]
-        lines.append(
-            f"- {where(measured)}: an epoch is {ratios['whole epoch, eva_utils over usual']:.1f} times as fast as in "
-            f"the usual pipeline (albumentations in a `DataLoader`, fp32). In {precision} a step is "
-            f"{steps[0]['median'] / steps[1]['median']:.1f} times as fast as in fp32. Training runs at "
-            f"{share:.0%} of the speed of a large "
-            f"matrix product in {precision}.\n"
-        )
-    return "".join(lines)
-
-
 def recipe_rows(*tested_on: str) -> list[dict]:
     rows = Rows(BENCHMARKS / "accuracy.json").rows
     return [row for which in tested_on for row in rows if row["tested_on"] == which]
@@ -105,7 +88,6 @@ TABLES = {
     "recipe_results": recipe_results,
     "jpeg_job": jpeg_job,
     "speed": speed,
-    "faster": faster,
     "ablation": lambda: accuracy.ablation(recipe_rows("held out")),
     "superconvergence": lambda: superconvergence.table(Rows(BENCHMARKS / "superconvergence.json").rows),
     "rules": rules,
