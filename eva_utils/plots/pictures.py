@@ -51,7 +51,7 @@ def samples(images, per_class: int = 8) -> Figure:
     pictures = np.ones((len(classes), per_class, *shape))
     for label, row in enumerate(pictures):
         found = images.pixels[images.labels == label][:per_class]
-        row[: len(found)] = found.cpu() / 255
+        row[: len(found)] = found.cpu().numpy() / 255
     return _mosaic(f"The first {per_class} images of {len(classes)} classes", pictures, classes)
 
 
