@@ -49,7 +49,7 @@ setup(
         "scikit-learn>=1.3",
         "pillow>=10",
         "tqdm>=4.66",
-        "filelock>=3.13",
+        "filelock>=3.16",
     ],
     extras_require={
         "test": [

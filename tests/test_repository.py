@@ -131,6 +131,8 @@ def test_a_recipe_runs(title, monkeypatch, tmp_path):
                 folder.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(images.pixels[i].numpy()).resize((80, 70)).save(folder / f"{i}.png")
         shutil.copy(next((tmp_path / "photos" / "a").iterdir()), tmp_path / "new.jpg")
+    if "ONNX" in title and torch.__version__.startswith("2.6."):
+        pytest.skip("its exporter does not go with today's onnxscript")
     names = {}
     code = [blocks(RECIPES)[0], *blocks(SECTIONS[title])]
     assert len(code) > 1
