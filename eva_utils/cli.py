@@ -2,8 +2,8 @@
 
 examples:
   eva-utils train --data digits --no-flip --width 8 --batch-size 64 --epochs 4 --out runs/demo    half a minute
-  eva-utils train --data cifar10 --out runs/cifar10   the whole job: an hour or two on two CPU cores, 15 s on an H100
-  eva-utils train --data photos --size 64 --out runs/photos    your own photos, one folder a class
+  eva-utils train --data cifar10 --out runs/cifar10   the whole job: two hours on two CPU cores, 15 s on an H100
+  eva-utils train --data photos --size 64 --batch-size 64 --out runs/photos    your own, one folder a class
   eva-utils predict runs/photos new.jpg               what is it? from the run's folder alone
   torchrun --nproc-per-node 2 -m eva_utils train ...  the same on two GPUs, see docs/torchrun.md
 Exit status: 0 done, 1 a fault, 2 bad input (or a full disk, or a rate that is too high), 130 Ctrl-C, 143 SIGTERM.

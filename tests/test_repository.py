@@ -167,7 +167,7 @@ def test_what_the_notebook_says_of_its_run_is_true():
         f"passes 90 % in epoch {1 + next(i for i, accuracy in enumerate(ema) if accuracy >= 90)}",
         f"in epoch {worst + 1} they are at {last[worst]:.1f} %, {ema[worst] - last[worst]:.0f} points below",
         f"the two are {ema[-1] - last[-1]:.1f} points apart",
-        f"({results['train_accuracy']:.1f} %)",
+        f"above, at {results['train_accuracy']:.2f} %",
         f"of all {10_000 - round(100 * ema[-1])} mistakes",
         f"EMA is at {ema[11]:.1f} % after epoch 12",
     ]
