@@ -52,6 +52,7 @@ setup(
         "filelock>=3.16",
     ],
     extras_require={
+        "study": ["prodigyopt>=1.1", "schedulefree>=1.4"],  # benchmarks/lr_finder.py
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",

@@ -36,7 +36,7 @@ STEPS = [  # name, lot, minutes on an H100, command, and what a rehearsal puts b
     ("schedules", 2, 7, "benchmarks/superconvergence.py --data {data} --out {out}/rows --work {out}/work", TINY),
     ("airbench94", 3, 4, "{peers}/airbench94_compiled.py", "--help"),
     ("airbench94_muon", 3, 4, "{peers}/airbench94_muon.py", "--help"),
-    ("grid", 3, 20, "benchmarks/lr_finder.py --whole --data {data} --out {out}/rows/lr_finder.json", "--help"),
+    ("grid", 3, 20, "benchmarks/lr_finder.py --data {data} --out {out}/rows/lr_study.json", "--help"),
 ]
 
 

@@ -1,13 +1,12 @@
-"""Are the found rates as good as searched ones? The trainings that tell.
+"""Are the found rates as good as searched ones, on networks and optimizers that the rule was not chosen on?
 
-    python benchmarks/lr_finder.py --data data/cifar10-jpeg     # some hours on two cores; goes on where it stopped
-    python benchmarks/lr_finder.py --data data/cifar10-jpeg --whole    # minutes on a fast GPU, days on two cores
-    python benchmarks/lr_tables.py                              # what came out, at any time
+    pip install '.[study]'
+    python benchmarks/lr_finder.py --data data/cifar10-pixels    # hours on one core; goes on where it stopped
 
-For each setting and seed, short one-cycle runs with the LR_MAX of a grid (LR_MIN a twentieth of it), with the pair
-that ``find_lr`` reads off its range test, and with what other rules found beyond the grid; accuracy on images held out
-of the *training* set. The rule was chosen on other settings than those it is judged on. --whole: the same for the whole
-job, the full network over 24 epochs. Writes assets/benchmarks/lr_finder.json, a row a run.
+For each setting and seed, one-cycle trainings of some 25,000 images: with the pair that ``find_lr`` reads off its range
+test, with those of other rules, and with the LR_MAX of a grid (LR_MIN a twentieth of it), which is wider where the best
+is at its end; then Prodigy and schedule-free, which need no rates. Accuracy on images held out of the *training* set.
+Writes assets/benchmarks/lr_study.json, a row a training, the cheapest settings first, and prints what came out.
 """
 
 from __future__ import annotations
@@ -15,194 +14,314 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import os
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+import math
+import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
+from statistics import mean
 
 import torch
+from torch import nn
 
 import eva_utils as eva
-from common import ASSETS, Rows, machine
+from accuracy import Cycle
+from common import ASSETS, Rows, machine, markdown, where
 from eva_utils.batches import loader
-from eva_utils.device import choose_device, choose_precision, keep_memory
+from eva_utils.device import autocast, choose_device, choose_precision, keep_memory
 from eva_utils.lr_finder import range_test
+from eva_utils.model import conv_bn
 from eva_utils.train import Trainer
-from lr_rules import RATIO, TESTS, Curves, rates
+from lr_rules import ADAMW, RATIO, TESTS, Curves, rates
 
-GRID = [0.0125 * 2**k for k in range(9)]  # 0.0125 .. 3.2
 SEEDS = range(3)
-TRAIN, HELD_OUT, EPOCHS = 10_000, 5_000, 5  # CIFAR-10
-DIGITS_HELD_OUT, DIGITS_EPOCHS = 300, 20
+RULES = ("eva_utils", "lowest / 10", "steepest", "valley", "Prodigy", "schedule-free")
+GRID, MOST = 6, 12  # so many LR_MAX, a factor of two apart, and at most where the best stays at an end
 
 
 @dataclass(frozen=True)
 class Setting:
-    data: str  # "digits", or "cifar10" for what --data names
-    width: int
+    data: str  # "digits", "pairs" (of digits side by side: a hundred classes), "cifar10": what --data names
+    network: str
     batch: int
-    logits: str
-    smoothing: float
-    epochs: int | None = None  # on all images but those held out; None: a short training
+    optimizer: str
+    decay: float
+    epochs: int
+    momentum: float = 0.9  # of SGD
+
+    def __str__(self) -> str:
+        momentum = f", momentum {self.momentum:g}" if self.optimizer == "sgd" else ""
+        return (
+            f"{self.data}, {self.network}, batch {self.batch}, {self.optimizer}{momentum}, decay {self.decay:g}, "
+            f"{self.epochs} epochs"
+        )
 
 
-_TRIED = [
-    ("digits", 16, 128, "scaled", 0.2), ("digits", 16, 128, "plain", 0.0),
-    ("cifar10", 16, 128, "scaled", 0.2), ("cifar10", 16, 128, "plain", 0.0),
-    ("cifar10", 16, 512, "scaled", 0.0), ("cifar10", 16, 512, "plain", 0.2),
-    ("digits", 16, 512, "scaled", 0.0), ("digits", 16, 512, "plain", 0.2),
-    ("cifar10", 16, 128, "scaled", 0.0), ("cifar10", 16, 128, "plain", 0.2),
-    ("digits", 32, 128, "plain", 0.2), ("cifar10", 32, 512, "scaled", 0.2),
-]  # fmt: skip
-SETTINGS = [Setting(*values) for values in _TRIED]
-NEAR = 6  # points
-WHOLE = Setting("cifar10", 64, 512, "scaled", 0.0, epochs=24)  # rates for the job itself
-WHOLE_NEAR = 1
-# The rule in eva_utils was chosen on these. All but the first seed only where it matters.
-_TRIED = [
-    ("cifar10", 16, 512, "scaled", 0.2), ("cifar10", 16, 512, "plain", 0.0),
-    ("cifar10", 16, 256, "scaled", 0.0), ("cifar10", 16, 256, "plain", 0.2),
-    ("digits", 16, 256, "scaled", 0.2), ("digits", 16, 256, "plain", 0.0), ("cifar10", 32, 256, "scaled", 0.2),
-]  # fmt: skip
-CHOSEN_ON = [Setting(*values) for values in _TRIED]
+LENGTHS = {"sgd": [Setting("digits", "MLP", 32, "sgd", 1e-3, epochs) for epochs in (4, 16, 80)],
+           "adamw": [Setting("digits", "CNN", 32, "adamw", 0.01, epochs) for epochs in (4, 16, 80)]}  # fmt: skip
+SETTINGS = [
+    LENGTHS["sgd"][1],
+    Setting("pairs", "MLP, zero head", 1024, "sgd", 1e-3, 6),
+    LENGTHS["adamw"][1],
+    Setting("cifar10", "MLP", 128, "sgd", 0.0, 3, momentum=0.0),
+    Setting("cifar10", "CNN", 64, "sgd", 5e-4, 3),
+    Setting("cifar10", "CNN, zero head", 128, "adamw", 0.01, 3),
+    Setting("pairs", "ResNet9-16, plain logits", 128, "adamw", 0.05, 3),
+    Setting("digits", "ResNet9-16, zero head", 64, "adamw", 0.05, 30),
+    Setting("cifar10", "ResNet9-16, zero head", 128, "sgd", 0.0, 3, momentum=0.95),
+    Setting("cifar10", "ResNet9-16, plain logits", 32, "sgd", 0.0, 3, momentum=0.0),
+    Setting("digits", "VGG", 128, "sgd", 0.0, 30, momentum=0.95),
+    Setting("cifar10", "VGG", 512, "sgd", 1e-3, 3),
+    Setting("digits", "ViT", 64, "adamw", 0.1, 30),
+    Setting("cifar10", "ViT", 128, "adamw", 0.05, 3),
+    Setting("cifar10", "ResNet9-32", 512, "adamw", 0.1, 3),
+    Setting("cifar10", "ResNet9-32", 128, "sgd", 5e-4, 3),
+]
+ALL = [LENGTHS["sgd"][0], LENGTHS["adamw"][0], *SETTINGS[:3], LENGTHS["sgd"][2], LENGTHS["adamw"][2], *SETTINGS[3:]]
 Pair = tuple[float, float]  # (LR_MIN, LR_MAX)
-Task = tuple[Setting, int, Pair | None]  # with a seed; None: the range tests
+Task = tuple[Setting, int, str, Pair | None]  # with seed and rule; None: the range tests
+
+
+class ViT(nn.Module):
+    """Patches of 4 x 4 pixels, four pre-norm blocks, the mean over patches."""
+
+    def __init__(self, height: int, width: int, classes: int, size: int = 64) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, size, 4, stride=4)
+        self.places = nn.Parameter(0.02 * torch.randn(height * width // 16, size))
+        block = {"nhead": 4, "dim_feedforward": 2 * size, "dropout": 0.0, "batch_first": True, "norm_first": True}
+        self.blocks = nn.Sequential(*(nn.TransformerEncoderLayer(size, **block) for _ in range(4)), nn.LayerNorm(size))
+        self.head = nn.Linear(size, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.blocks(self.patches(x).flatten(2).transpose(1, 2) + self.places).mean(1))
+
+
+def mlp(height: int, width: int, classes: int) -> nn.Sequential:
+    first = nn.Linear(3 * height * width, 256)
+    return nn.Sequential(nn.Flatten(), first, nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, classes))
+
+
+def cnn(height: int, width: int, classes: int) -> nn.Sequential:
+    convs = (nn.Conv2d(i, o, 3, padding=1) for i, o in ((3, 32), (32, 64), (64, 128)))
+    layers = [layer for conv in convs for layer in (conv, nn.ReLU(), nn.MaxPool2d(2))]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(128 * (height // 8) * (width // 8), classes))
+
+
+def vgg(height: int, width: int, classes: int) -> nn.Sequential:
+    stages = (layer for i, o in ((3, 16), (16, 32), (32, 64)) for layer in (conv_bn(i, o), conv_bn(o, o, pool=True)))
+    return nn.Sequential(*stages, nn.Flatten(), nn.Linear(64 * (height // 8) * (width // 8), classes))
+
+
+def network(name: str, images: eva.Images) -> nn.Module:
+    (kind, *options), classes = name.split(", "), len(images.classes)
+    if kind.startswith("ResNet9-"):
+        scale = 1.0 if "plain logits" in options else 0.125
+        model = eva.ResNet9(classes, int(kind.removeprefix("ResNet9-")), logit_scale=scale)
+    else:
+        model = {"MLP": mlp, "CNN": cnn, "VGG": vgg, "ViT": ViT}[kind](*images.pixels.shape[1:3], classes)
+    if "zero head" in options:
+        for p in [module for module in model.modules() if isinstance(module, nn.Linear)][-1].parameters():
+            nn.init.zeros_(p)
+    return model
 
 
 @cache
-def images(name: str, root: str, short: bool = True) -> tuple[eva.Images, eva.Images]:
-    """(to train on, held out), both from the training set."""
-    everything = eva.load_data("digits" if name == "digits" else root)[0]
-    held_out, n = (DIGITS_HELD_OUT, None) if name == "digits" else (HELD_OUT, TRAIN if short else None)
-    order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(1))
-    return everything[order[held_out:][:n]], everything[order[:held_out]]
+def images(name: str, root: str) -> tuple[eva.Images, eva.Images]:
+    """(to train on, held out), both from the training set: 8,192 and 5,000 of CIFAR-10; 800 and 637 digits, of which
+    8,192 and 2,000 pairs are made, at half the side."""
+    generator = torch.Generator().manual_seed(1)
+    everything = eva.load_data(root if name == "cifar10" else "digits")[0]
+    order = torch.randperm(len(everything), generator=generator)
+    if name == "cifar10":
+        return everything[order[5000:][:8192]], everything[order[:5000]]
+    splits = everything[order[:800]], everything[order[800:]]
+    if name == "digits":
+        return splits
+    pairs = []
+    for part, n in zip(splits, (8192, 2000), strict=True):
+        left, right = torch.randint(len(part), (2, n), generator=generator)
+        small = part.pixels[:, ::2, ::2]
+        labels = 10 * part.labels[left] + part.labels[right]
+        pairs.append((torch.cat([small[left], small[right]], 2).numpy(), labels.numpy()))
+    return eva.from_arrays(*pairs, [f"{number:02}" for number in range(100)], "pairs")
 
 
 def prepared(setting: Setting, seed: int, root: str) -> tuple:
     """(model, images to train on, held out, Recipe)."""
+    train, held_out = images(setting.data, root)
     torch.manual_seed(seed)
-    model = eva.ResNet9(10, setting.width, logit_scale=0.125 if setting.logits == "scaled" else 1.0)
-    augment = eva.Augment(flip=setting.data != "digits")
-    recipe = eva.Recipe(batch_size=setting.batch, seed=seed, augment=augment, label_smoothing=setting.smoothing)
-    return model, *images(setting.data, root, not setting.epochs), recipe
+    augment = {"cifar10": eva.Augment(), "digits": eva.Augment(flip=False), "pairs": None}[setting.data]
+    recipe = eva.Recipe(batch_size=setting.batch, seed=seed, augment=augment, optimizer=setting.optimizer,
+                        momentum=setting.momentum, weight_decay=setting.decay)  # fmt: skip
+    return network(setting.network, train), train, held_out, recipe
 
 
 def curves(setting: Setting, seed: int, root: str) -> Curves:
     """The range tests that the rules are read off: rates and losses, five digits of each."""
     model, train, _, recipe = prepared(setting, seed, root)
-    # Of those to choose on only ours: the others' rules are what they are.
-    tests = {name: test for name, test in TESTS.items() if name == "eva_utils" or setting not in CHOSEN_ON}
+    tests = TESTS if setting.optimizer == "sgd" else ADAMW
     found = {name: range_test(model, train, recipe, **test) for name, test in tests.items()}
     digits = {name: [[float(f"{x:.5g}") for x in values] for values in both] for name, both in found.items()}
     return {name: {"lr": lr, "loss": loss} for name, (lr, loss) in digits.items()}
 
 
-def accuracy(setting: Setting, seed: int, pair: Pair, root: str) -> dict:
-    """Held-out accuracy (%) of one run, with its last weights and with the average; diverged: loss not finite."""
+def free(rule: str, setting: Setting) -> tuple[float, object]:
+    """The default rate of a method that needs none found, and a function that makes its optimizer."""
+    decay = {"weight_decay": setting.decay}
+    if rule == "Prodigy":
+        from prodigyopt import Prodigy
+
+        return 1.0, lambda parameters: Prodigy(parameters, **decay)
+    import schedulefree
+
+    adamw = setting.optimizer == "adamw"
+
+    def make(parameters):
+        optimizer = (schedulefree.AdamWScheduleFree if adamw else schedulefree.SGDScheduleFree)(parameters, **decay)
+        optimizer.train()
+        return optimizer
+
+    return 0.0025 if adamw else 1.0, make
+
+
+def accuracy(setting: Setting, seed: int, rule: str, pair: Pair, root: str) -> dict:
+    """Held-out accuracy (%) of one run, with its last weights and with the average; failed: loss not finite, or no
+    better than half as much again as chance."""
     model, train, held_out, recipe = prepared(setting, seed, root)
-    device = choose_device()
+    device, epochs = choose_device(), setting.epochs
+    precision = choose_precision(device)
     if device.type == "cpu":
         keep_memory()
-    epochs = setting.epochs or (DIGITS_EPOCHS if setting.data == "digits" else EPOCHS)
-    schedule = eva.OneCycle(epochs, epochs * 5 / 24, *pair)
-    trainer = Trainer(model, loader(train, recipe, device), schedule, recipe, choose_precision(device))
+    schedule = eva.OneCycle(epochs, epochs * 5 / 24, *pair) if pair[0] < pair[1] else None
+    if schedule is None:
+        rate, make = free(rule, setting)
+        recipe = recipe.replace(optimizer=make)
+        # As their authors advise: no schedule without schedules, and half a cosine down to nothing with Prodigy.
+        schedule = Cycle(epochs, 0, rate, rate, 0.0 if rule == "Prodigy" else rate, cosine=True)
+    trainer = Trainer(model, loader(train, recipe, device), schedule, recipe, precision)
+    chance = 100 / len(train.classes)
     try:
         for _ in range(epochs):
             trainer.history.append(trainer.epoch())
+        if rule == "schedule-free":  # to the weights that it is about, and with BatchNorm's statistics of these
+            trainer.optimizer.eval()
+            with autocast(device, precision):
+                torch.optim.swa_utils.update_bn(trainer.batches.epoch(0), trainer.model)
+            trainer.ema = trainer.model  # an average already
+        found = trainer.test(held_out)
     except eva.InputError:
-        return {"raw": 10.0, "ema": 10.0, "diverged": True}
-    found = trainer.test(held_out)
-    return {"raw": found["test_accuracy"], "ema": found["test_accuracy_ema"], "diverged": False}
+        return {"raw": chance, "ema": chance, "failed": True}
+    raw = found["test_accuracy"]
+    return {"raw": raw, "ema": found["test_accuracy_ema"], "failed": raw < 1.5 * chance}
 
 
-def task(setting: Setting, seed: int, root: str, pair: Pair | None) -> dict:
-    """One row: the curves of the range tests, or the accuracy with the rates ``pair``."""
-    key = {**asdict(setting), "seed": seed}
+def done(rows: Rows, setting: Setting, seed: int, rule: str, pair: Pair | None = None) -> dict | None:
+    key = {"lr_min": pair[0], "lr_max": pair[1]} if pair else {}
+    return rows.find(**asdict(setting), seed=seed, rule=rule, **key)
+
+
+def run(rows: Rows, task: Task, root: str) -> dict:
+    """One row: the curves of the range tests, or the accuracy with the rates of a rule."""
+    (setting, seed, rule, pair), begun = task, time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         if pair is None:
-            pictures = images(setting.data, root)[0].name
-            return {**key, "pictures": pictures, **machine(), "curves": curves(setting, seed, root)}
-        found = accuracy(setting, seed, pair, root)
-        return {**key, "lr_min": pair[0], "lr_max": pair[1], **found, "device": machine()["device"]}
+            name = images(setting.data, root)[0].name
+            found = {"curves": curves(setting, seed, root), "pictures": name, **machine()}
+        else:
+            found = {"lr_min": pair[0], "lr_max": pair[1], **accuracy(setting, seed, rule, pair, root)}
+    seconds = round(time.perf_counter() - begun, 1)
+    return rows.add({**asdict(setting), "seed": seed, "rule": rule, **found, "seconds": seconds})
 
 
-def curves_of(rows: Rows, setting: Setting, seed: int) -> Curves | None:
-    return found["curves"] if (found := rows.find(**asdict(setting), seed=seed, lr_max=None)) else None
-
-
-def trained(rows: Rows, setting: Setting, seed: int, pair: Pair) -> dict | None:
-    return rows.find(**asdict(setting), seed=seed, lr_min=pair[0], lr_max=pair[1])
+def pairs(rows: Rows, setting: Setting, seed: int) -> dict[str, Pair]:
+    """The rates of each rule; none of ours if it cannot read the curve. Of methods that need none: (1, 1)."""
+    found = rates(done(rows, setting, seed, "range test")["curves"], 100 if setting.data == "pairs" else 10)
+    return {rule: found.get(rule, (1.0, 1.0)) for rule in RULES if rule in found or rule in RULES[-2:]}
 
 
 def on_grid(rate: float) -> Pair:
     return rate / RATIO, rate
 
 
-def wanted(rows: Rows, whole: bool = False) -> list[Task]:
-    """What is still to be run, in an order in which partial results are of use; ``whole``: of the whole job alone."""
-    todo = []
-    for setting in [WHOLE] if whole else SETTINGS + CHOSEN_ON:
+def grid(rows: Rows, setting: Setting) -> dict[float, float | None]:
+    """LR_MAX -> mean accuracy over the seeds, None where it has not been trained with."""
+    found = [pairs(rows, setting, seed) for seed in SEEDS]
+    middle = mean(math.log2(each.get("eva_utils", each["lowest / 10"])[1] / 0.1) for each in found)
+    low = math.floor(middle) - GRID // 2 + 1
+    high = low + GRID - 1
+    while True:
+        tried = {}
+        for rate in (0.1 * 2**k for k in range(low, high + 1)):
+            runs = [done(rows, setting, seed, "grid", on_grid(rate)) for seed in SEEDS]
+            tried[rate] = mean(row["raw"] for row in runs) if all(runs) else None
+        if None in tried.values() or len(tried) >= MOST:
+            return tried
+        best = list(tried).index(max(tried, key=tried.get))
+        if 0 < best < high - low:
+            return tried
+        low, high = (low - 1, high) if best == 0 else (low, high + 1)
+
+
+def missing(rows: Rows, settings: list[Setting]) -> Iterator[Task]:
+    """What is still to be run. Each task is expected to be done before the next is asked for."""
+    for setting in settings:
         for seed in SEEDS:
-            if not (tests := curves_of(rows, setting, seed)):
-                todo.append((setting, seed, None))
-                continue
-            pairs = [on_grid(rate) for rate in grid_of(rows, setting, seed)]
-            if setting in [*SETTINGS, WHOLE]:
-                found = rates(tests)
-                pairs.append(found.pop("eva_utils"))
-                if setting in SETTINGS:  # of the other rules' rates, what the grid says nothing of
-                    pairs += [pair for pair in found.values() if not GRID[0] <= pair[1] <= GRID[-1]]
-            todo += [(setting, seed, pair) for pair in pairs if not trained(rows, setting, seed, pair)]
-    return todo
+            if not done(rows, setting, seed, "range test"):
+                yield setting, seed, "range test", None
+        for seed in SEEDS:
+            for rule, pair in pairs(rows, setting, seed).items():
+                if not done(rows, setting, seed, rule, pair):
+                    yield setting, seed, rule, pair
+        while None in (tried := grid(rows, setting)).values():
+            for rate in tried:
+                for seed in SEEDS:
+                    if not done(rows, setting, seed, "grid", on_grid(rate)):
+                        yield setting, seed, "grid", on_grid(rate)
 
 
-def grid_of(rows: Rows, setting: Setting, seed: int) -> list[float]:
-    """The LR_MAX to train with: the whole grid; of a setting for choosing and of the whole job, with all seeds but the
-    first, only those with which the first came within NEAR points of its best (none before it is done).
-    """
-    if seed == SEEDS[0] or setting in SETTINGS:
-        return GRID
-    first = {rate: trained(rows, setting, SEEDS[0], on_grid(rate)) for rate in GRID}
-    if not all(first.values()):
-        return []
-    near, kinds = (WHOLE_NEAR, ("raw", "ema")) if setting == WHOLE else (NEAR, ("raw",))
-    # Rounded, because 65.76 - 6 is a little more than 59.76.
-    lowest = {kind: round(max(row[kind] for row in first.values()) - near, 6) for kind in kinds}
-    return [rate for rate, row in first.items() if any(row[kind] >= lowest[kind] for kind in kinds)]
-
-
-def run(rows: Rows, jobs: int, root: str, whole: bool) -> None:
-    # One process a core with one thread each: several times faster than threads that wait for each other.
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        running = {}
-        while True:
-            # Anew each time: which rates are to be run depends on the curves that came back.
-            todo = [t for t in wanted(rows, whole) if t not in running.values()]
-            for setting, seed, pair in todo[: jobs - len(running)]:
-                running[pool.submit(task, setting, seed, root, pair)] = setting, seed, pair
-            if not running:
-                return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                del running[future]
-                row = rows.add(future.result())
-                print({key: value for key, value in row.items() if key != "curves"}, len(todo), "to go", flush=True)
+def table(rows: Rows, settings: list[Setting]) -> str:
+    """Points that each rule loses against the grid's best LR_MAX, of the settings that are complete, in Markdown."""
+    lines, lost = [], {}
+    for setting in settings:
+        if next(missing(rows, [setting]), None):
+            continue
+        tried, found, cells = grid(rows, setting), [pairs(rows, setting, seed) for seed in SEEDS], []
+        best = max(tried, key=tried.get)
+        lost[setting] = {}
+        for rule in RULES:
+            runs = [done(rows, setting, seed, rule, p[rule]) for seed, p in enumerate(found) if rule in p]
+            if runs:
+                lost[setting][rule] = tried[best] - mean(row["raw"] for row in runs)
+            marks = "*" * sum(row["failed"] for row in runs) + " refused" * (len(runs) < len(found))
+            cells.append(f"{lost[setting][rule] if runs else math.nan:.1f}{marks}")
+        maxima = ", ".join(f"{p['eva_utils'][1]:.2g}" if "eva_utils" in p else "none" for p in found)
+        lines.append([str(setting), f"{best:.2g}", f"{tried[best]:.1f}", *cells, maxima])
+    for kind in ("sgd", "adamw", ""):
+        group = [regrets for setting, regrets in lost.items() if kind in setting.optimizer]
+        columns = [[regrets[rule] for regrets in group if rule in regrets] for rule in RULES]
+        for name, statistic in (("mean", mean), ("worst", max), ("above 1", lambda x: sum(v > 1 for v in x))):
+            if all(columns):
+                cells = [f"**{statistic(column):.3g}**" for column in columns]
+                lines.append([f"**{name}{f', {kind}' if kind else ''}**", "", "", *cells, ""])
+    heads = dict.fromkeys(where(row) for row in rows.rows if "curves" in row)
+    title = f"{len(lost)} of {len(settings)} settings are complete; {'; '.join(heads)} (*: a seed that failed):\n\n"
+    return title + markdown(["setting", "best LR_MAX", "accuracy", *RULES, "LR_MAX found"], lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar10", help="cifar10 (its archive in data/), or an image folder")
-    parser.add_argument("--jobs", type=int, default=1 if torch.cuda.is_available() else os.cpu_count())
-    parser.add_argument("--out", type=Path, default=ASSETS / "lr_finder.json")
-    parser.add_argument("--whole", action="store_true", help="the whole job instead of short trainings")
+    parser.add_argument("--out", type=Path, default=ASSETS / "lr_study.json")
     args = parser.parse_args()
-    rows, name = Rows(args.out), images("cifar10", args.data)[0].name
-    if others := {row["pictures"] for row in rows.rows if "curves" in row} - {"digits", name}:
-        parser.error(f"{args.out} is about {', '.join(others)}, and --data is {name}: choose another --out")
+    rows = Rows(args.out)
     print(machine())
-    run(rows, args.jobs, args.data, args.whole)
+    for task in missing(rows, ALL):
+        row = run(rows, task, args.data)
+        print({key: value for key, value in row.items() if key != "curves"}, flush=True)
+    for settings in (SETTINGS, *LENGTHS.values()):
+        print(table(rows, settings))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""How four rules read the loss against the rate: eva_utils', and three that are widely used."""
+"""How rules read the loss against the rate: eva_utils', and some that are widely used."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import numpy as np
 
+from eva_utils.errors import InputError
 from eva_utils.lr_curve import LRRange, read_curve
 
 RULES = ("eva_utils", "lowest", "steepest", "valley")
@@ -15,6 +17,7 @@ TESTS = {
     "eva_utils": {"lr_start": 1e-3, "lr_end": 10.0, "steps": 90},
     "fastai": {"lr_start": 1e-7, "lr_end": 10.0, "steps": 100},
 }
+ADAMW = TESTS | {"eva_utils": {"lr_start": 1e-5, "lr_end": 0.1, "steps": 90}}
 Curves = dict[str, dict[str, list[float]]]  # of TESTS: their "lr" and "loss"
 
 
@@ -24,16 +27,20 @@ def ours(curves: Curves, classes: int = 10) -> LRRange:
     return read_curve(lr, loss, guess=math.log(classes))
 
 
-def rates(curves: Curves) -> dict[str, tuple[float, float]]:
-    """(lr_min, lr_max) of each rule."""
-    found, (lr, loss) = ours(curves), (np.array(values) for values in curves["eva_utils"].values())
+def rates(curves: Curves, classes: int = 10) -> dict[str, tuple[float, float]]:
+    """(lr_min, lr_max) of each rule; ours is left out where it refuses the curve."""
+    lr, loss = (np.array(values) for values in curves["eva_utils"].values())
     smooth, inner = exponential(loss, 0.05), slice(10, -5)  # torch-lr-finder's
-    maxima = {"lowest": lr[np.nanargmin(smooth)], "steepest": lr[inner][np.gradient(smooth[inner]).argmin()]}
+    maxima = {"lowest": lr[np.nanargmin(smooth)], "steepest": lr[inner][np.nanargmin(np.gradient(smooth[inner]))]}
+    maxima["lowest / 10"] = maxima["lowest"] / 10
     if "fastai" in curves:
         lr, loss = (np.array(values) for values in curves["fastai"].values())
         maxima["valley"] = lr[inner][valley(corrected(loss, 0.98)[inner])]
-    others = {rule: (float(rate) / RATIO, float(rate)) for rule, rate in maxima.items()}
-    return {"eva_utils": (found.lr_min, found.lr_max), **others}
+    found = {rule: (float(rate) / RATIO, float(rate)) for rule, rate in maxima.items()}
+    with contextlib.suppress(InputError):
+        read = ours(curves, classes)
+        found["eva_utils"] = read.lr_min, read.lr_max
+    return found
 
 
 def exponential(loss: np.ndarray, new: float) -> np.ndarray:

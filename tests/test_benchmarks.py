@@ -126,32 +126,48 @@ def test_superconvergence_runs_and_draws(tmp_path, call, monkeypatch):
         assert image.width > 600
 
 
-def test_the_study_of_rates_trains_what_is_missing(tmp_path, monkeypatch):
-    setting = lr_finder.Setting("digits", 2, 128, "scaled", 0.0)
-    for name, value in {"SETTINGS": [setting], "CHOSEN_ON": []}.items():
-        monkeypatch.setattr(lr_finder, name, value)
-    rows = Rows(tmp_path / "rows.json")
-    assert lr_finder.wanted(rows) == [(setting, seed, None) for seed in lr_finder.SEEDS]
-    row = lr_finder.task(setting, 0, "digits", None)
-    assert all(len(row["curves"][name]["lr"]) > 60 for name in lr_rules.TESTS) and row["pictures"] == "digits"
-    for seed in lr_finder.SEEDS:
-        rows.add(row | {"seed": seed, "curves": CURVES})
-    monkeypatch.setattr(lr_finder, "DIGITS_EPOCHS", 1)
-    row = lr_finder.task(setting, 0, "digits", (0.01, 0.1))
-    assert row["lr_max"] == 0.1 and 0 <= row["raw"] <= 100 and not row["diverged"]
-    found = lr_rules.rates(CURVES)
-    assert len(set(found.values())) == 4 and found["valley"][1] < lr_finder.GRID[0]  # of this the grid says nothing
-    key = {"data": "digits", "width": 2, "batch": 128, "logits": "scaled", "smoothing": 0.0, "epochs": None}
-    for _, seed, pair in lr_finder.wanted(rows):
-        ours = pair[1] == found["eva_utils"][1]
-        value = 100 - 10 * abs(math.log2(pair[1] / 0.4)) + seed  # a tent, straight between the points of the grid
-        if not ours:
-            rows.add({**key, "seed": seed, "lr_min": pair[0], "lr_max": pair[1], "raw": value, "ema": value})
-    assert {pair for _, _, pair in lr_finder.wanted(rows)} == {found["eva_utils"]}
-    table = lr_tables.regret(rows)
-    lost = [10 * abs(math.log2(found[rule][1] / 0.4)) for rule in lr_rules.RULES]
-    assert f"| 0.4 | 101.0 | {' | '.join(f'{x:.1f}' for x in lost)} | " in table
-    assert "3 of *eva_utils*' 3 pairs were not trained with; these are read off the grid" in table
+def test_the_study_of_rates_widens_its_grid_and_runs_nothing_twice(tmp_path, call, monkeypatch):
+    setting = lr_finder.Setting("digits", "MLP", 64, "sgd", 0.0, 1)
+    monkeypatch.setattr(lr_finder, "LENGTHS", {})
+    for name in ("SETTINGS", "ALL"):
+        monkeypatch.setattr(lr_finder, name, [setting])
+
+    def tent(setting, seed, rule, pair, root) -> dict:
+        value = 90 - 10 * abs(math.log2(pair[1] / 1.6)) + seed
+        return {"raw": value, "ema": value, "failed": rule == "steepest"}
+
+    monkeypatch.setattr(lr_finder, "accuracy", tent)
+    monkeypatch.setattr(lr_finder, "curves", lambda *_: CURVES)
+    printed = call(lr_finder, "--out", tmp_path / "rows.json")
+    rows, found = Rows(tmp_path / "rows.json"), lr_rules.rates(CURVES)
+    grid = sorted({row["lr_max"] for row in rows.rows if row["rule"] == "grid"})
+    assert grid == pytest.approx([0.1 * 2**k for k in range(round(math.log2(grid[0] / 0.1)), 6)])  # one beyond 1.6
+    assert grid[0] < found["eva_utils"][1] / 4 and len(rows.rows) == 3 * (1 + 6 + len(grid))
+    lost = [10 * abs(math.log2(found.get(rule, (1, 1))[1] / 1.6)) for rule in lr_finder.RULES]
+    cells = [f"{x:.1f}{'***' * (rule == 'steepest')}" for rule, x in zip(lr_finder.RULES, lost, strict=True)]
+    assert f"| 1.6 | 91.0 | {' | '.join(cells)} | " in printed and "1 of 1 settings are complete" in printed
+    assert "'rule'" in printed and "'rule'" not in call(lr_finder, "--out", rows.path)
+
+
+@pytest.mark.parametrize("rule", ["eva_utils", "Prodigy", "schedule-free"])
+def test_the_study_of_rates_trains(tmp_path, rule):
+    for module in {"Prodigy": ["prodigyopt"], "schedule-free": ["schedulefree"]}.get(rule, []):
+        pytest.importorskip(module)
+    setting = lr_finder.Setting("digits", "VGG", 32, "adamw", 0.01, 3)
+    row = lr_finder.accuracy(setting, 0, rule, (0.001, 0.01) if rule == "eva_utils" else (1.0, 1.0), "digits")
+    assert rule == "Prodigy" or not row["failed"]  # Prodigy begins slowly
+    assert rule != "schedule-free" or row["raw"] == row["ema"]
+
+
+def test_the_study_of_rates_has_networks_for_its_data():
+    for setting in lr_finder.ALL:
+        if setting.data != "cifar10":  # of the same size as digits
+            model, train, held_out, _ = lr_finder.prepared(setting, 0, "")
+            logits = model(torch.randn(2, 3, *train.pixels.shape[1:3]))
+            assert logits.shape == (2, len(train.classes)) and len(held_out) >= 637
+            assert bool(logits.any()) != ("zero head" in setting.network)
+    train, _ = lr_finder.images("pairs", "")
+    assert train.pixels.shape[1:3] == (16, 32) and {*train.labels.tolist()} == {*range(100)}
 
 
 def test_the_day_on_a_gpu_is_rehearsed_and_not_run_twice(tmp_path, call, monkeypatch):
