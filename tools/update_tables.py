@@ -73,6 +73,10 @@ def jpeg_job() -> str:
     return accuracy.table([row for row in recipe_rows("test") if row["data"] == JPEG])
 
 
+def schedule_rows(jpeg: bool) -> list[dict]:
+    return [row for row in Rows(BENCHMARKS / "superconvergence.json").rows if (row["data"] == JPEG) == jpeg]
+
+
 def rates() -> Rows:
     return Rows(BENCHMARKS / "lr_finder.json")
 
@@ -86,7 +90,8 @@ TABLES = {
     "jpeg_job": jpeg_job,
     "speed": speed,
     "ablation": lambda: accuracy.ablation(recipe_rows("held out")),
-    "superconvergence": lambda: superconvergence.table(Rows(BENCHMARKS / "superconvergence.json").rows),
+    "schedules": lambda: superconvergence.table(schedule_rows(jpeg=False)),
+    "jpeg_schedules": lambda: superconvergence.table(schedule_rows(jpeg=True)),
     "rules": rules,
     "whole_rates": lambda: lr_tables.whole(rates()),
 }

@@ -99,7 +99,7 @@ def show_ends(ax, digits: int, *, accuracy: bool) -> None:
         ax.axhline(90, color="0.6", lw=1, zorder=1)
     (low, high), below = ax.get_ylim(), -1.0
     line = 17 / (72 * ax.figure.get_figheight())  # 12 points, of axes that take 70 % of the figure
-    named = sorted((np.mean(some), name + ", mean" * (len(some) > 1), color) for (name, color), some in ends.items())
+    named = sorted((np.mean(some), name, color) for (name, color), some in ends.items())
     for above, (value, name, color) in zip(range(len(named) - 1, -1, -1), named, strict=True):
         below = max((value - low) / (high - low), below + line)  # no words over others
         place = 1, min(below, 1 - line * above)

@@ -179,13 +179,15 @@ def history(rows: list[dict]) -> Figure:
 def compare(runs: dict) -> Figure:
     """Test accuracy of runs, {name: a list of ``Run.history``}; the axes show the ends, which are named."""
     lengths = [len(rows) for some in runs.values() for rows in some]
-    longer = "; dashed: longer runs" * (max(lengths) > min(lengths))
-    figure = Picture(9.2, 4.2, f"Test accuracy (%); dotted: where {next(iter(runs))} ended{longer}")
+    several, differ = len(lengths) > len(runs), max(lengths) > min(lengths)
+    words = f"Test accuracy (%){', ends: means' * several}; dotted: where {next(iter(runs))} ended"
+    figure = Picture(9.2, 4.2, words + "; dashed: longer runs" * differ)
     for ax, key in zip(figure.subplots(1, 2), ("test_accuracy", "test_accuracy_ema"), strict=True):
         for (name, some), color in zip(runs.items(), 9 * COLORS, strict=False):
             for rows in some:
                 n, style = len(rows), "--" if len(rows) > min(lengths) else "-"
-                ax.plot(range(1, n + 1), [row[key] for row in rows], style, color=color, label=f"{name}, {n} epochs")
+                label = name + f", {n} epochs" * differ
+                ax.plot(range(1, n + 1), [row[key] for row in rows], style, color=color, label=label)
                 ax.scatter(n, rows[-1][key], color=color, clip_on=False, zorder=3)
         epoch_axis(ax, max(lengths))
         ax.set_title("EMA" if key.endswith("ema") else "Last weights")
