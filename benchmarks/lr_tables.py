@@ -114,11 +114,13 @@ def regret(rows: Rows, which: str = "raw") -> str:
         maxima = ", ".join(f"{pairs['eva_utils'][1]:.2g}" for pairs in found.values())
         cells = [f"{round(regrets[rule][-1], 1) + 0:.1f}" for rule in RULES]
         lines.append([label(rows, setting), f"{best:.3g}", f"{grid[best]:.1f}", *cells, maxima])
-    for name, statistic in (("mean", mean), ("worst", max)):
-        lines.append([f"**{name}**", "", "", *(f"**{statistic(regrets[rule]):.1f}**" for rule in RULES), ""])
     table = markdown(["setting", "best LR_MAX", "accuracy", *RULES, "LR_MAX found"], lines)
     note = f"\n{untrained} of *eva_utils*' {n} pairs were not trained with; these are read off the grid.\n"
-    return table + note * bool(untrained)
+    short = [
+        [rule, f"{mean(lost):.1f}", f"{max(lost):.1f}", f"{sum(x > 1 for x in lost)}"] for rule, lost in regrets.items()
+    ]
+    head = markdown(["rule", "mean", "worst setting", "settings above 1 point"], short)
+    return f"{head}\n<details><summary>Each setting</summary>\n\n{table}{note * bool(untrained)}\n</details>\n"
 
 
 def whole(rows: Rows) -> str:
