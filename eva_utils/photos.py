@@ -39,7 +39,7 @@ def image_folder(path: str | os.PathLike, size: int | None = None) -> tuple[Imag
     root = Path(path).expanduser()
     right = "'cifar10', 'digits' or a folder with train/<class>/ and test/<class>/ (or only <class>/) inside"
     check("data", str(path), bool(str(path)) and root.is_dir(), right)
-    check("size", size, size is None or 8 <= size <= 4096, "between 8 and 4096 pixels")
+    check("size", size, size is None or (isinstance(size, int) and 8 <= size <= 4096), "between 8 and 4096 pixels")
     try:
         train, test, note = _find(root)
         classes = list(train)
@@ -66,7 +66,8 @@ def _find(root: Path) -> tuple[dict, dict, str]:
         for name in sorted(train.keys() ^ test.keys()):
             where = folders["train"] if name in test else tests[0]
             raise InputError(f"class {name!r} is missing in {str(where)!r}; both splits need every class")
-        return train, test, ""
+        unused = sorted(d.name for d in folders.values() if d not in (folders["train"], tests[0]))
+        return train, test, f"; not used: {', '.join(unused)}" if unused else ""
     if len(folders) == 1 and _folders(inside := next(iter(folders.values()))):
         return _find(inside)  # a folder within the folder, as unzipping leaves it
     from sklearn.model_selection import train_test_split
@@ -79,7 +80,7 @@ def _find(root: Path) -> tuple[dict, dict, str]:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__MACOSX")))
 
 
 def _classes(folder: Path) -> dict[str, list[Path]]:
@@ -90,7 +91,7 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
         files = [f for f in inside if f.suffix.lower() in SUFFIXES and f.is_file()]
         passed_over.update(f.suffix or f.name for f in set(inside) - set(files))
         if not files:
-            raise InputError(f"class folder {str(entry)!r} has no images (files ending in .png, .jpg, ...)")
+            raise InputError(f"class folder {str(entry)!r} has no images (.png, .jpg, ...); splits are train/, test/")
         # A name that is no UTF-8 could be neither printed nor drawn.
         classes[entry.name.encode("utf8", "backslashreplace").decode("utf8")] = files
     if not classes:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 
 import torch
 from torch import nn
@@ -38,7 +39,10 @@ class Recipe:
     )  # fmt: skip
     engine: str = option("batch", "augment by batch on the device, or by image in workers", ("batch", "albumentations"))
     optimizer: object = option(
-        "sgd", "what takes the steps", ("sgd", "adamw"), lambda v: v in ("sgd", "adamw") or callable(v)
+        "sgd",
+        "what takes the steps, sgd or adamw",
+        "sgd, adamw or a function of the parameters that makes one",
+        lambda v: v in ("sgd", "adamw") or callable(v),
     )
     momentum: float = option(0.9, "of SGD, Nesterov's", "0 or more and below 1", lambda v: 0 <= v < 1)
     weight_decay: float = option(1e-3, "of the optimizer", "0 or more", lambda v: 0 <= v < math.inf)
@@ -54,9 +58,9 @@ class Recipe:
     def __post_init__(self) -> None:
         for f in fields(self):
             value, right = getattr(self, f.name), f.metadata["right"]
-            if type(f.default) in (int, float):
-                check(f.name, value, isinstance(value, (int, float)) and not isinstance(value, bool), "a number")
-                check(f.name, value, type(f.default) is float or value % 1 == 0, "a whole number")
+            if kind := {int: Integral, float: Real}.get(type(f.default)):  # NumPy's, too
+                words = "a whole number" if kind is Integral else "a number"
+                check(f.name, value, isinstance(value, kind) and not isinstance(value, bool), words)
             check(f.name, value, f.metadata["ok"](value), " or ".join(right) if isinstance(right, tuple) else right)
 
     def compared(self) -> dict:

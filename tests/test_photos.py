@@ -101,12 +101,17 @@ def test_other_files_hidden_ones_and_links_in_circles_are_passed_over(folder, ca
     put(folder, "train/ant/.DS_Store", b"of no interest")
     put(folder, "train/ant/folder.png")
     put(folder, "train/.ipynb_checkpoints")
+    put(folder, "train/__MACOSX")
+    put(folder, "val")
     (folder / "train/ant/itself.png").symlink_to("itself.png")
     (folder / "train/round").symlink_to("round")
     train, _ = image_folder(folder)
     assert train.classes == ("ant", "bee") and len(train) == 4
     said = capsys.readouterr().out
-    assert all(count in said for count in ("passed over", "1 .db", "2 .txt", "1 .bak", "1 no_suffix", "2 .png"))
+    assert all(
+        count in said
+        for count in ("passed over", "1 .db", "2 .txt", "1 .bak", "1 no_suffix", "2 .png", "not used: val")
+    )
     assert "DS_Store" not in said
 
 

@@ -12,7 +12,7 @@ from eva_utils import Augment, InputError, Recipe
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"batch_size": 0}, {"batch_size": 2.5}, {"batch_size": "64"}, {"batch_size": True}, {"batch_size": None},
+        {"batch_size": 0}, {"batch_size": 2.5}, {"batch_size": "64"}, {"batch_size": True}, {"batch_size": 8.0},
         {"seed": -1}, {"seed": 2**63}, {"seed": 0.5}, {"augment": "flip"}, {"engine": "steam"}, {"optimizer": "adam"},
         {"optimizer": None}, {"momentum": 1}, {"momentum": -0.1}, {"weight_decay": -1}, {"weight_decay": math.inf},
         {"weight_decay": math.nan}, {"label_smoothing": 1}, {"label_smoothing": math.nan}, {"criterion": "mse"},
