@@ -51,7 +51,7 @@ class Keeper:
     def _stored(self, fresh: bool) -> dict | None:
         file, state = self.folder / run.CHECKPOINT, None
         with contextlib.suppress(InputError) if fresh else contextlib.nullcontext():
-            if file.is_file():
+            if file.is_file() or run.copy_of(file):
                 found = run.read_tensors(file)
                 check(str(file), sorted(found), {"settings", "facts"} <= found.keys(), "a checkpoint of fit; delete it")
                 state = found

@@ -96,14 +96,19 @@ def write_tensors(path: Path, content: dict) -> None:
     write_bytes(path, whole.getbuffer())
 
 
+def copy_of(path: Path) -> str | None:
+    """The name of a file that a drive or a browser has put beside, or in place of, ``path``: "checkpoint (1).pt"."""
+    return next((f.name for f in path.parent.glob(f"{path.stem} (*){path.suffix}")), None)
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        near = [f.name for f in path.parent.glob(f"{path.stem}*{path.suffix}")]
-        hint = f"; {near[0]!r} is there: rename it" if near else ""
-        raise InputError(f"{str(path)!r} is not there: is this the folder of a finished run?{hint}") from error
+        near = copy_of(path)
+        hint = f"; {near!r} is there: rename it" if near else ": is this the folder of a finished run?"
+        raise InputError(f"{str(path)!r} is not there{hint}") from error
     except Exception as error:  # a damaged file fails in many ways
         code = isinstance(error, pickle.UnpicklingError)  # torch would tell how to run it
         why = "it holds more than tensors and numbers" if code else first_line(error)
