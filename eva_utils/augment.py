@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from .errors import InputError, check
+from .errors import InputError, check, kind
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,7 @@ def check_pipeline(pipeline, x, images) -> None:
         own = isinstance(step, A.Lambda) or not type(step).__module__.startswith("albumentations.")
         normalizes |= own or isinstance(step, A.Normalize)  # a step of one's own may do it, too
     if not (isinstance(x, torch.Tensor) and x.dtype == torch.float32 and x.ndim == 3 and len(x) == 3):
-        got = f"{type(x).__name__} of {getattr(x, 'dtype', '?')}, {tuple(getattr(x, 'shape', ()))}"
-        raise InputError(f"augment gives a {got}; the network takes a float32 tensor (3, h, w): {right}")
+        raise InputError(f"augment gives {kind(x)}; the network takes a float32 tensor (3, h, w): {right}")
     if not normalizes:
         raise InputError(f"augment does not normalise, but evaluation does: {right}")
 

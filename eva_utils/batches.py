@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import pickle
 import random
 from collections.abc import Iterable, Iterator, Sized
 
@@ -19,9 +20,9 @@ import numpy as np
 import torch
 
 from .augment import NONE, Augment, check_pipeline, normalize
-from .data import Images, check_labels
+from .data import IMAGES, Images, check_images, check_labels
 from .device import room
-from .errors import InputError, RunError, check
+from .errors import InputError, RunError, check, first_line, kind
 from .processes import raise_if_stopped, rank, world_size
 from .recipe import Recipe
 
@@ -34,15 +35,16 @@ def seed_for(*numbers: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def loader(data, recipe: Recipe, device: torch.device, shard: tuple[int, int] | None = None):
+def loader(data, recipe: Recipe, device: torch.device, shard: tuple[int, int] | None = None, outputs=None):
     """The loader for ``data``: ``Images``, or any iterable of (x, y) batches with a length, such as a ``DataLoader``.
 
     shard: (rank, processes), by default this process's; of every batch, the images rank, rank + processes, ... come.
-    Raises ``InputError`` if the batch is larger than the data or too small to be shared, and for other data.
+    outputs: the network's; labels of batches have to be below. Raises ``InputError`` if the batch is larger than the
+    data or too small to be shared, and for other data.
     """
     if not isinstance(data, Images):
-        return GivenLoader(data, device)
-    check_labels(data)
+        return GivenLoader(data, device, outputs)
+    check_images(data)
     shard = shard or (rank(), world_size())
     augment = NONE if recipe.augment is None else recipe.augment
     if isinstance(augment, Augment):
@@ -140,7 +142,10 @@ class WorkerLoader(_Loader, torch.utils.data.Dataset):
         try:
             for x, y in batches:
                 yield _placed(x, y, self.device)
-        except RuntimeError as error:
+        except (RuntimeError, AttributeError, pickle.PicklingError) as error:
+            if "pickle" in str(error):
+                cure = "define its functions by def in a module, or take workers=0"
+                raise InputError(f"augment cannot be sent to a process ({first_line(error)}); {cure}") from error
             if "DataLoader worker" not in str(error):
                 raise
             raise_if_stopped()  # workers that got the same signal are not reported as crashed
@@ -178,16 +183,13 @@ class GivenLoader:
 
     sizes = None  # not known before they come
 
-    def __init__(self, batches, device: torch.device) -> None:
+    def __init__(self, batches, device: torch.device, outputs: int | None = None) -> None:
         known = isinstance(batches, Iterable) and isinstance(batches, Sized)
-        if not known or isinstance(batches, (str, torch.Tensor)):
-            raise InputError(
-                f"the data are a {type(batches).__name__}; they have to be Images (from_arrays makes them of arrays, "
-                "image_folder of a folder) or batches (x, y) with a length, such as a DataLoader"
-            )
+        right = f"{IMAGES} or batches (x, y) with a length, such as a DataLoader"
+        check("the data", kind(batches), known and not isinstance(batches, (str, torch.Tensor)), right)
         check("number of batches", len(batches), len(batches) > 0, "1 or more")
         check("number of processes", world_size(), world_size() == 1, "1 with a loader of your own; Images are shared")
-        self.batches, self.device = batches, device
+        self.batches, self.device, self.outputs = batches, device, outputs
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -197,10 +199,15 @@ class GivenLoader:
             sampler.set_epoch(epoch)
         for batch in self.batches:
             match batch:
-                case torch.Tensor() as x, torch.Tensor() as y:
-                    yield _placed(x, y, self.device)
+                case torch.Tensor(dtype=x_type) as x, torch.Tensor(dtype=y_type, shape=n) as y if (
+                    x_type.is_floating_point and len(x) and n == x.shape[:1] and not y_type.is_floating_point
+                ):
+                    if self.outputs:
+                        check_labels(y, self.outputs)
+                    yield _placed(x.float(), y.long(), self.device)
                 case _:
-                    raise InputError(f"a batch is a {type(batch).__name__}; it has to be two tensors, (x, y)")
+                    right = "two tensors, (x, y): floating-point numbers (n, ...) and whole-numbered labels (n,)"
+                    check("a batch", kind(batch), False, right)
 
 
 def _placed(x: torch.Tensor, y: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

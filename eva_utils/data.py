@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 from . import download
-from .errors import InputError, check
+from .errors import InputError, check, kind
+
+IMAGES = "Images (from_arrays makes them of arrays, image_folder of a folder)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +36,6 @@ class Images:
     name: str = "images"
 
     def __post_init__(self) -> None:
-        def kind(x) -> str:
-            return f"{getattr(x, 'dtype', type(x).__name__)} {tuple(getattr(x, 'shape', ()))}"
-
         pixels, labels = self.pixels, self.labels
         right = isinstance(pixels, torch.Tensor) and pixels.dtype == torch.uint8 and pixels.ndim == 4
         check("pixels", kind(pixels), right and pixels.shape[3] == 3, "a torch.uint8 tensor (n, height, width, 3)")
@@ -70,10 +69,16 @@ def crc32(*splits: Images) -> str:
     return f"{crc:08x}"
 
 
-def check_labels(images: Images) -> None:
-    """Raises ``InputError`` unless there are labels, and all those of ``classes``: others would end a GPU's process."""
+def check_images(images) -> None:
+    """Raises ``InputError`` unless these are ``Images``, at least one, with labels that are all among the classes."""
+    check("the data", kind(images), isinstance(images, Images), IMAGES)
     check("number of images", len(images), len(images) > 0, "1 or more")
-    low, high, k = int(images.labels.min()), int(images.labels.max()), len(images.classes)
+    check_labels(images.labels, len(images.classes))
+
+
+def check_labels(labels: torch.Tensor, k: int) -> None:
+    """Raises ``InputError`` unless all are among ``k`` classes: others would end a GPU's process."""
+    low, high = int(labels.min()), int(labels.max())
     check("the range of labels", (low, high), low >= 0 and high < k, f"within 0 and {k - 1}, for {k} classes")
 
 
@@ -90,7 +95,7 @@ def from_arrays(train: tuple, test: tuple, classes, name: str = "images") -> tup
         check("the type of labels", str(labels.dtype), labels.dtype.kind in "iu", "whole numbers")
         tensors = (torch.from_numpy(array) for array in (_pixels(pixels), labels.astype(np.int64)))
         splits.append(Images(*tensors, tuple(classes), (0.0,) * 3, (1.0,) * 3, name))
-        check_labels(splits[-1])
+        check_images(splits[-1])
     # From counts of the 256 values: exact, and no float copy of the data.
     counts = np.stack([channel.flatten().bincount(minlength=256) for channel in splits[0].pixels.unbind(3)])
     value = np.arange(256) / 255

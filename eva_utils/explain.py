@@ -14,7 +14,7 @@ import torch
 
 from .augment import normalize
 from .data import Images, check_labels, rows
-from .errors import InputError, check
+from .errors import InputError, check, kind
 from .look import Predictions, confusion, misclassified, predict, predictions
 from .lr_curve import LRRange
 from .run import FIGURES, HISTORY, RANGE, STEPS, read_csv
@@ -61,19 +61,20 @@ def gradcam(
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     check("method", method, method in ("gradcam", "hirescam"), "'gradcam' or 'hirescam'")
-    layers = (layers,) if isinstance(layers, str) else tuple(layers)
-    check("layers", layers, len(layers) > 0, "one name or more")
-    found = predictions(model, images) if isinstance(images, Images) else images
+    layers = tuple(layers) if isinstance(layers, (tuple, list)) else (layers,)
+    check("layers", layers, {*map(type, layers)} == {str}, "one name or more, of named_modules()")
+    found = images if isinstance(images, Predictions) else predictions(model, images)
     images, device = found.images, next(model.parameters()).device
-    if isinstance(classes, str):
-        check("classes", classes, classes in images.classes, f"one of {', '.join(images.classes)}")
-        classes = [images.classes.index(classes)] * len(images)
-    explained = found.predicted if classes is None else torch.as_tensor(classes, dtype=torch.int64)
+    given, known = [classes] * len(images) if isinstance(classes, (str, int)) else classes, images.classes
+    labels = found.predicted if given is None else [known.index(c) if c in known else c for c in given]
+    right = f"one of {', '.join(known)}, or a label for each image"
+    check("classes", classes, len(labels) == len(images) and not any(isinstance(c, str) for c in labels), right)
+    explained = torch.as_tensor(labels, dtype=torch.int64)
     maps, true = np.zeros((2, len(images), len(layers), *images.pixels.shape[1:3]), np.float32)
     cams = Cams(found, layers, method, explained, maps, true)
     if not len(images):
         return cams
-    check_labels(replace(images, labels=explained))
+    check_labels(explained, len(images.classes))
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         network = copy.deepcopy(model).float().eval().requires_grad_(True)
         modules = dict(network.named_modules())
@@ -97,10 +98,9 @@ def gradcam(
 def _feature_map(layer: str, images: torch.Size, reshape, output) -> torch.Tensor:
     """(n, channels, h, w) of a layer's output, by the user's ``reshape`` if there is one."""
     output = reshape(output) if reshape else output
-    shape = tuple(getattr(output, "shape", ()))
+    shape = getattr(output, "shape", ())
     if len(shape) != 4 or shape[2:] == (1, 1):
-        got = f"{type(output).__name__} {shape}"
-        raise InputError(f"layer {layer!r} gives no feature map (n, channels, h, w) but a {got}; choose an earlier one")
+        raise InputError(f"layer {layer!r} gives no feature map (n, channels, h, w) but {kind(output)}; take another")
     # Some networks keep (n, h, w, channels): told by the shape of the images, which maps have within a place or so.
     like_images = [abs(h * images[3] - w * images[2]) <= max(images[2:]) for h, w in (shape[2:], shape[1:3])]
     return output.permute(0, 3, 1, 2) if like_images == [False, True] and not reshape else output

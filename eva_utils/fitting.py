@@ -108,8 +108,7 @@ def fit(
             check("test", test, together, f"of the classes and size of train, which is {train!r}")
         whole = callable(schedule) and getattr(schedule, "epochs", 0.5) % 1 == 0
         check("schedule", schedule, whole, "a policy with a whole number of epochs, such as OneCycle")
-        batches = loader(train, recipe, device)
-        check_network(model, test)
+        batches = loader(train, recipe, device, outputs=check_network(model, test))
         settings = identity(model, train, recipe, test, schedule)
         mine = settings | {"precision": precision, "device": device.type}
         if changed := differences(on_first(lambda: mine)(), mine):  # machines may differ in their data

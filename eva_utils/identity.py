@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from .batches import plain_batches
-from .data import Images, check_labels, crc32
-from .errors import InputError, check, first_line
+from .data import Images, check_images, crc32
+from .errors import InputError, check
+from .model import forward
 from .recipe import Recipe
 from .run import plain
 
@@ -21,18 +22,14 @@ def check_network(model: nn.Module, data) -> int:
     parameters = list(model.parameters())
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in parameters):
         raise InputError("the model has lazy layers that have not seen an image yet; call it on a batch once")
-    kinds = sorted({str(p.dtype) for p in parameters if p.requires_grad})
+    kinds = sorted({"inference_mode" if p.is_inference() else str(p.dtype) for p in parameters if p.requires_grad})
     right = "['torch.float32']: others lose small steps, and with none, or all frozen, there is nothing to train"
     check("the type of the parameters that can be trained", kinds, kinds == ["torch.float32"], right)
     if not all(p.isfinite().all() for p in parameters):
         raise InputError("the model has weights that are not finite, from a run that failed perhaps; make it anew")
-    own = isinstance(data, Images)
-    if own:
-        check_labels(data)
-    outputs = answers(model, data).shape[1]
-    if own and outputs != len(data.classes):
-        raise InputError(f"the model has {outputs} outputs; the data have {len(data.classes)} classes")
-    return outputs
+    if isinstance(data, Images):
+        check_images(data)
+    return answers(model, data).shape[1]
 
 
 def answers(model: nn.Module, data, weights: dict | None = None) -> torch.Tensor:
@@ -43,15 +40,8 @@ def answers(model: nn.Module, data, weights: dict | None = None) -> torch.Tensor
     network = copy.deepcopy(model).to("cpu", torch.float32).eval()
     if weights:
         network.load_state_dict(weights)
-    try:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            logits = network(x)
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"the model cannot take a batch of {tuple(x.shape)}: {first_line(error)}") from error
-    shape = tuple(getattr(logits, "shape", ()))
-    if len(shape) != 2:
-        raise InputError(f"the model gives a {type(logits).__name__} {shape}; it has to give logits (n, classes)")
-    return logits
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        return forward(network, x, len(data.classes) if isinstance(data, Images) else None)
 
 
 def same_answers(model: nn.Module, data, weights: dict, there: torch.Tensor) -> bool:

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from .batches import plain_batches
-from .data import Images, rows
+from .data import Images, check_images, check_labels, rows
 from .device import autocast, choose_precision
 from .errors import InputError, check, first_line
-from .model import ResNet9
+from .model import ResNet9, forward
 from .photos import photo
 from .processes import rank, total, world_size
 from .run import MODEL, folder_of, read_tensors
@@ -45,29 +45,13 @@ def _logits_of(model: nn.Module, data, tta: bool, precision: str) -> Iterator[tu
         try:
             # Nothing is left open over a yield: an open autocast makes a CPU three times slower.
             with torch.inference_mode(), autocast(device, precision):
-                logits = _forward(model, x, classes)
+                logits = forward(model, x, classes)
                 if tta:
-                    logits = (logits + _forward(model, x.flip(3), classes)) / 2
+                    logits = (logits + forward(model, x.flip(3), classes)) / 2
         finally:
             for module, training in modes:
                 module.training = training
         yield logits, y
-
-
-def _forward(model: nn.Module, x: torch.Tensor, classes: int | None) -> torch.Tensor:
-    """Logits, float32 (n, classes). Raises ``InputError`` where the network does not fit the images or the classes."""
-    try:
-        logits = model(x)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise InputError(f"the model cannot take a batch of {tuple(x.shape)}: {first_line(error)}") from error
-    shape = tuple(getattr(logits, "shape", ()))
-    if not isinstance(logits, torch.Tensor) or len(shape) != 2:
-        raise InputError(f"the model gives a {type(logits).__name__} {shape}; it has to give logits (n, classes)")
-    if classes and logits.shape[1] != classes:
-        raise InputError(f"the model has {logits.shape[1]} outputs; the data have {classes} classes")
-    return logits.float()
 
 
 def predict(model: nn.Module, images, *, tta=False, precision="auto") -> torch.Tensor:
@@ -89,8 +73,12 @@ def evaluate(model: nn.Module, images, *, tta=False, label_smoothing=0.0, precis
     """
     device = next(model.parameters()).device
     loss, counts = torch.zeros((), device=device), torch.zeros(2, dtype=torch.int64, device=device)
+    if own := isinstance(images, Images):
+        check_images(images)
     part = images[rank() :: world_size()] if sharded and world_size() > 1 else images
     for logits, y in _logits_of(model, part, tta, precision):
+        if not own:
+            check_labels(y, logits.shape[1])
         loss += nn.functional.cross_entropy(logits, y, reduction="sum", label_smoothing=label_smoothing)
         counts += torch.stack([(logits.argmax(1) == y).sum(), torch.ones_like(y).sum()])
     if sharded:
@@ -109,10 +97,9 @@ class Confusion:
 
     @property
     def recall(self) -> dict[str, float]:
-        """The share of each class's images that were recognised, in per cent; NaN of a class without images."""
-        with np.errstate(invalid="ignore"):
-            shares = 100 * self.counts.diagonal() / self.counts.sum(1)
-        return dict(zip(self.classes, shares.tolist(), strict=True))
+        """The share of each class's images that were recognised, in per cent; without the classes that have none."""
+        right = zip(self.classes, self.counts.diagonal().tolist(), self.counts.sum(1).tolist(), strict=True)
+        return {name: 100 * recognised / n for name, recognised, n in right if n}
 
     def most_confused(self, k: int = 5) -> list[tuple[str, str, int]]:
         """The ``k`` largest confusions as (true class, predicted class, count), largest first."""
@@ -151,7 +138,10 @@ class Predictions:
 
 def predictions(model: nn.Module, images: Images, probabilities: torch.Tensor | None = None) -> Predictions:
     """What ``model`` says of every image; ``probabilities``: those of ``predict``, if made already."""
+    check_images(images)
     probabilities = predict(model, images) if probabilities is None else probabilities
+    shape = (len(images), len(images.classes))
+    check("the shape of probabilities", tuple(probabilities.shape), probabilities.shape == shape, f"{shape}")
     return Predictions(images, torch.arange(len(images)), probabilities.argmax(1), probabilities)
 
 

@@ -69,7 +69,7 @@ def find_lr(
                 )
         begun = time.perf_counter()
         guess = math.log(outputs) if recipe.criterion is None else math.inf
-        found = read_curve(*range_test(model, train, recipe, start, end, steps), guess)
+        found = read_curve(*range_test(model, train, recipe, start, end, steps, outputs), guess)
         found = replace(found, seconds=time.perf_counter() - begun, settings=settings)
         if file:
             write_json(file, plain(found))
@@ -77,7 +77,7 @@ def find_lr(
 
 
 @torch.inference_mode(False)  # also where the caller is within no_grad
-def range_test(model: nn.Module, train, recipe: Recipe, lr_start: float, lr_end: float, steps: int):
+def range_test(model: nn.Module, train, recipe: Recipe, lr_start: float, lr_end: float, steps: int, outputs=None):
     """Rates and losses, arrays of up to ``steps``, of torch-lr-finder's range test on a copy of ``model``, in the
     training's own steps; it stops at five times the lowest loss."""
     with warnings.catch_warnings(action="ignore"):  # tqdm.autonotebook's announcement
@@ -90,7 +90,7 @@ def range_test(model: nn.Module, train, recipe: Recipe, lr_start: float, lr_end:
     precision = choose_precision(device, recipe.precision)
     if device.type == "cpu":
         keep_memory()
-    batches = loader(train, recipe, device, shard=(0, 1))
+    batches = loader(train, recipe, device, shard=(0, 1), outputs=outputs)
     network = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
     set_train_mode(network, model)
     optimizer = recipe.make_optimizer(network.parameters())

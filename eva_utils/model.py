@@ -6,7 +6,7 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-from .errors import InputError, check, first_line
+from .errors import InputError, check, first_line, kind
 
 
 def conv_bn(inputs: int, outputs: int, pool: bool = False) -> nn.Sequential:
@@ -74,6 +74,21 @@ class ResNet9(nn.Sequential):
         self.head = nn.Sequential(head)
 
 
+def forward(model: nn.Module, x: torch.Tensor, classes: int | None) -> torch.Tensor:
+    """Logits, float32 (n, classes). Raises ``InputError`` where the network does not fit the images or the classes."""
+    try:
+        logits = model(x)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"the model cannot take a batch of {tuple(x.shape)}: {first_line(error)}") from error
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        raise InputError(f"the model gives {kind(logits)}; it has to give logits (n, classes)")
+    if classes and logits.shape[1] != classes:
+        raise InputError(f"the model has {logits.shape[1]} outputs; the data have {classes} classes")
+    return logits.float()
+
+
 def summary(model: nn.Module, size: int = 32) -> str:
     """A table of the layers, as text: name, output shape, parameters, multiply-adds for one 3 x size x size image.
 
@@ -88,7 +103,8 @@ def summary(model: nn.Module, size: int = 32) -> str:
         module.register_forward_hook(lambda module, _, output: shapes.update({module: getattr(output, "shape", None)}))
     try:
         with torch.no_grad(), counter:
-            network(next(network.parameters()).new_zeros(1, 3, size, size))
+            first = next(network.parameters())
+            network(torch.zeros(1, 3, size, size, device=first.device, dtype=first.dtype))
     except RuntimeError as error:
         raise InputError(
             f"the model cannot take {size} x {size} pixels; give another size= ({first_line(error)})"

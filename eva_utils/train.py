@@ -11,7 +11,7 @@ from tqdm.std import tqdm
 
 from .batches import seed_for
 from .device import autocast, describe, seeded
-from .errors import InputError, check
+from .errors import InputError, check, kind
 from .look import evaluate
 from .processes import average_buffers, parallel, raise_if_stopped, rank, total, world_size
 from .recipe import Recipe
@@ -29,7 +29,7 @@ def step(network, optimizer, scaler, recipe: Recipe, x, y, precision: str, share
     with autocast(x.device, precision):
         logits = network(x)
     if not isinstance(logits, torch.Tensor):
-        raise InputError(f"the model gives a {type(logits).__name__} in train mode; switch auxiliary outputs off")
+        raise InputError(f"the model gives {kind(logits)} in train mode; switch auxiliary outputs off")
     loss = recipe.loss(logits.float(), y) * share
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()
@@ -140,7 +140,7 @@ class Trainer:
         # Over a share of the steps so far, so that the first ones, far from anything good, do not linger in it.
         first = self.taken <= EMA_EVERY
         weight = 1.0 if first else 1 - math.exp(-EMA_EVERY / (self.recipe.ema * self.taken))
-        mean, new = list(self.ema.parameters()), list(self.model.parameters())
+        mean, new = ([p for p in m.parameters() if p.is_floating_point()] for m in (self.ema, self.model))
         for (name, kept), buffer in zip(self.ema.named_buffers(), self.model.buffers(), strict=True):
             if name.rpartition(".")[2] in ("running_mean", "running_var"):
                 mean.append(kept), new.append(buffer)

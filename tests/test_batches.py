@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import multiprocessing
 import os
 import random
 import signal
@@ -153,9 +154,9 @@ def test_what_does_not_fit_the_images_is_named_with_its_value():
 @pytest.mark.parametrize(("steps", "message"), [
     ([A.Normalize(), ToTensorV2()], r"augment has Normalize\(.*but evaluation.*A.Normalize\(train.mean"),
     ([A.OneOf([A.Normalize(MEAN, (1, 1, 1))], p=1), ToTensorV2()], r"augment has Normalize\("),
-    ([ToTensorV2()], r"gives a Tensor of torch.uint8, \(3, 12, 12\); .* a float32 tensor \(3, h, w\)"),
+    ([ToTensorV2()], r"gives Tensor torch.uint8 \(3, 12, 12\); .* a float32 tensor \(3, h, w\)"),
     ([A.ToFloat(), ToTensorV2()], "augment does not normalise"),
-    ([A.Normalize(MEAN, STD)], r"gives a ndarray of float32, \(12, 12, 3\)"),
+    ([A.Normalize(MEAN, STD)], r"gives ndarray float32 \(12, 12, 3\)"),
 ])  # fmt: skip
 def test_a_pipeline_that_gives_what_is_not_evaluated_on_is_refused(steps, message):
     with pytest.raises(InputError, match=message):
@@ -190,6 +191,7 @@ def test_seeds_are_distinct_and_of_63_bits():
     assert len(seeds) == 11 + 11**2 + 11**3 and 2**60 < max(seeds) < 2**63 and min(seeds) >= 0
 
 
+@pytest.mark.filterwarnings("ignore:Got pickle error")
 def test_a_worker_that_dies_is_told_in_words():
     here = os.getpid()
 
@@ -203,6 +205,11 @@ def test_a_worker_that_dies_is_told_in_words():
     batches = loader(noise(8), own, 4, workers=1)
     with pytest.raises(RunError, match="a worker process died"):
         list(batches.epoch(0))
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    with pytest.raises(InputError, match=r"augment cannot be sent to a process .*Killer.* or take workers=0"):
+        list(batches.epoch(0))
+    multiprocessing.set_start_method(before, force=True)
 
 
 @pytest.mark.parametrize("shard", [(0, 1), (1, 2)])
@@ -232,11 +239,15 @@ def test_any_data_loader_will_do():
 
 def test_what_are_no_batches_of_two_tensors_is_refused_with_the_cure():
     for data in (TensorDataset(torch.rand(2, 1)), torch.rand(3), "photos", 7, iter([])):
-        with pytest.raises(InputError, match=f"the data are a {type(data).__name__};.*from_arrays"):
+        with pytest.raises(InputError, match=f"the data is '{type(data).__name__}.*from_arrays"):
             loader(data)
-    for batch in (torch.rand(2), (torch.rand(2),), {"x": 1}):
-        with pytest.raises(InputError, match="two tensors"):
+    x, y = torch.rand(2, 3), torch.tensor([0, 2])
+    for batch in (x, (x,), {"x": 1}, (x, y, y), (x.byte(), y), (x, y[:1]), (x, y[:, None]), (x, y.float())):
+        with pytest.raises(InputError, match=r"a batch is .*two tensors"):
             next(loader([batch]).epoch(0))
+    with pytest.raises(InputError, match=r"labels is \(0, 2\); .* for 2 classes"):
+        next(batches_module.loader([(x, y)], Recipe(), torch.device("cpu"), outputs=2).epoch(0))
+    assert [part.dtype for part in next(loader([(x.double(), y.int())]).epoch(0))] == [torch.float32, torch.int64]
 
 
 def test_another_default_type_for_a_while_leaves_nothing_behind():

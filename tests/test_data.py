@@ -12,7 +12,7 @@ ARRAYS = np.zeros((4, 5, 6, 3), np.uint8), np.array([0, 1, 2, 1], np.int32)
 
 def test_images_say_what_they_are_and_are_made_of_tensors(tiny):
     assert len(tiny[0]) == 32 and repr(tiny[0]) == "Images(tiny: 32 images of 16 x 16, 3 classes)"
-    with pytest.raises(InputError, match="pixels is 'uint8"):
+    with pytest.raises(InputError, match="pixels is 'ndarray uint8"):
         Images(*ARRAYS, ("a", "b", "c"), (0.5,) * 3, (0.2,) * 3)
 
 
@@ -48,7 +48,7 @@ def test_channels_may_come_first_or_last_or_be_one(shape, kind):
 @pytest.mark.parametrize(("pixels", "labels", "words"), [
     (ARRAYS[0] / 255, ARRAYS[1], "whole numbers from 0 to 255"), (ARRAYS[0].astype(int) - 1, ARRAYS[1], "from 0"),
     (np.zeros((4, 3, 6, 3), int), ARRAYS[1], "no doubt"), (np.zeros((4, 5, 6, 4), int), ARRAYS[1], "the shape of"),
-    (ARRAYS[0], ARRAYS[1][:3], r"labels is 'torch.int64 \(3,\)'"),
+    (ARRAYS[0], ARRAYS[1][:3], r"labels is 'Tensor torch.int64 \(3,\)'"),
     (ARRAYS[0], ARRAYS[1] + 0.5, "labels is 'float64'"), (ARRAYS[0], list("abca"), "labels is '<U1'"),
     (ARRAYS[0][:0], ARRAYS[1][:0], "number of images is 0"),
     (ARRAYS[0], ARRAYS[1] + 1, r"labels is \(1, 3\); it has to be within 0 and 2"),

@@ -80,15 +80,17 @@ def test_every_map_equals_the_same_by_hand(method, model, wrong):
 
 
 def test_classes_are_a_name_or_labels(model, wrong):
-    named, labels = (gradcam(model, wrong, "layer2", classes=c) for c in ("bee", [1] * 6))
-    assert named.explained.tolist() == labels.explained.tolist() == [1] * 6
-    assert np.array_equal(named.maps, labels.maps)
+    first, *others = (gradcam(model, wrong, "layer2", classes=c) for c in ("bee", 1, [1] * 6, ["bee"] * 6))
+    for named in others:
+        assert named.explained.tolist() == first.explained.tolist() == [1] * 6
+        assert np.array_equal(named.maps, first.maps)
     own = gradcam(model, wrong, "layer2", classes=wrong.images.labels)
     assert np.array_equal(own.maps, own.true)
     for bad, words in (
         ("dog", "one of ant, bee, cat"),
+        (["dog"] * 6, "one of ant, bee, cat"),
         ([3] * 6, "labels is .*within 0 and 2"),
-        ([0], r"labels is .*\(6,\)"),
+        ([0], "a label for each image"),
     ):
         with pytest.raises(InputError, match=words):
             gradcam(model, wrong, "layer2", classes=bad)
@@ -151,7 +153,7 @@ def test_blocks_with_the_channels_last_are_found_out(images):
     plain = gradcam(network("chw"), images[:8], "2").maps
     np.testing.assert_allclose(gradcam(network("hwc"), images[:8], "2").maps, plain, atol=1e-5)
     tokens = network("places")
-    with pytest.raises(InputError, match=r"gives no feature map .* Tensor \(1, 64, 5\)"):
+    with pytest.raises(InputError, match=r"gives no feature map .* Tensor torch.float32 \(1, 64, 5\)"):
         gradcam(tokens, images[:8], "2")
     maps = gradcam(tokens, images[:8], "2", reshape_transform=lambda a: a.transpose(1, 2).unflatten(2, (8, 8))).maps
     np.testing.assert_allclose(maps, plain, atol=1e-5)
@@ -173,6 +175,7 @@ def test_a_layer_that_is_not_used_once_is_refused(images):
         ("layer1.down.convolution", "'layer1.down.convolution' .* such as layer1.down.conv"),
         ("features", "'features' .* such as prep, layer1, layer2, layer3, head$"),
         ((), r"layers is \(\); it has to be one name or more"),
+        (nn.Identity(), r"layers is \(Identity\(\),\); it has to be one name or more"),
     ],
 )
 def test_layers_that_cannot_be_explained_are_refused(layers, words, model, wrong):

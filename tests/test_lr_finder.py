@@ -229,7 +229,7 @@ def test_after_a_training_neither_other_arguments_nor_trained_weights_are_taken(
         ({"lr_start": 0}, r"lr_start and lr_end is \(0, 10.0\)"),
         ({"steps": 30}, "steps is 30.*33"),
         ({"recipe": RECIPE.replace(batch_size=5000)}, "batch_size is 5000"),
-        ({"train": "photos"}, "the data are a str"),
+        ({"train": "photos"}, "the data is .str"),
     ],
 )
 def test_bad_arguments_are_named(bad, message, images, model):

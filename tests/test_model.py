@@ -131,8 +131,8 @@ def test_summary_leaves_the_model_and_the_random_numbers_as_they_were():
     assert state() == before
 
 
-def test_summary_of_a_model_of_ones_own():
-    own = nn.Sequential(nn.Conv2d(3, 4, 5, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+def test_summary_of_a_model_of_ones_own_also_a_lazy_one():
+    own = nn.Sequential(nn.LazyConv2d(4, 5, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(2))
     assert rows(summary(own))[0] == ["0", "4", "x", "14", "x", "14", "304", "0.06"]  # 3 * 4 * 25 weights, 4 biases
     assert summary(own).splitlines()[-1].split() == ["total", "314", "0.06"]
     shared = nn.Conv2d(3, 3, 1)  # under two names: nothing is lost

@@ -246,6 +246,7 @@ def test_the_average_is_exponential_over_a_share_of_the_steps_so_far(train, monk
 def test_other_buffers_are_copied_not_averaged(cnn, train):
     model = cnn()
     model[0].register_buffer("mask", torch.tensor([0.0, -math.inf]))
+    model.register_parameter("whole", nn.Parameter(torch.arange(2), requires_grad=False))
     run = train(model)
     assert run.ema[0].mask.tolist() == [0, -math.inf]
     assert all(p.isfinite().all() for p in run.ema.parameters())
@@ -475,6 +476,7 @@ NETWORKS = {
     "nothing to train": lambda cnn: cnn().requires_grad_(False),
     "lazy layers": lambda cnn: nn.Sequential(nn.Flatten(), nn.LazyLinear(3)),
     "float32.*small": lambda cnn: cnn().bfloat16(),
+    "inference_mode.*float32": lambda cnn: torch.inference_mode()(cnn)(),
     "cannot take a batch": lambda cnn: nn.Linear(5, 3),
     "the model has 4 outputs; the data have 3 classes": lambda cnn: cnn(outputs=4),
     "switch auxiliary outputs off": lambda cnn: Auxiliary(3, 3),

@@ -8,6 +8,7 @@ import torch
 from matplotlib import colormaps
 
 from ..batches import loader
+from ..data import check_images
 from ..recipe import Recipe
 from ._base import SCREEN, Figure, Picture, styled
 
@@ -47,6 +48,7 @@ def _words(found, i: int, width: int, explained: int) -> str:
 @styled
 def samples(images, per_class: int = 8) -> Figure:
     """The first ``per_class`` images of each class, a row a class; of more than 20 classes the first 20."""
+    check_images(images)
     classes, (_, *shape) = images.classes[:20], images.pixels.shape
     pictures = np.ones((len(classes), per_class, *shape))
     for label, row in enumerate(pictures):
