@@ -89,12 +89,13 @@ def from_arrays(train: tuple, test: tuple, classes, name: str = "images") -> tup
     (n, h, w, 3), (n, 3, h, w), or grey, as (n, h, w), (n, h, w, 1) or (n, 1, h, w). labels: n whole numbers that count
     ``classes`` from 0. Raises ``InputError`` for anything else.
     """
-    splits = []
+    splits, names = [], tuple(map(str, classes))
+    check("classes", names, len(set(names)) == len(names), "names that differ")
     for pixels, labels in (train, test):
         labels = np.asarray(labels)
         check("the type of labels", str(labels.dtype), labels.dtype.kind in "iu", "whole numbers")
         tensors = (torch.from_numpy(array) for array in (_pixels(pixels), labels.astype(np.int64)))
-        splits.append(Images(*tensors, tuple(classes), (0.0,) * 3, (1.0,) * 3, name))
+        splits.append(Images(*tensors, names, (0.0,) * 3, (1.0,) * 3, name))
         check_images(splits[-1])
     # From counts of the 256 values: exact, and no float copy of the data.
     counts = np.stack([channel.flatten().bincount(minlength=256) for channel in splits[0].pixels.unbind(3)])

@@ -41,8 +41,9 @@ def test_own_arrays_become_images_with_the_statistics_of_the_training_images():
 def test_channels_may_come_first_or_last_or_be_one(shape, kind):
     array = np.random.default_rng(0).integers(0, 256, shape)
     expected = np.moveaxis(array, shape.index(3), 3) if 3 in shape else array.reshape(4, 5, 6)[..., None].repeat(3, 3)
-    train, _ = from_arrays((kind(array), kind(np.array([0, 1, 0, 1]))), ARRAYS, "abc")
+    train, _ = from_arrays((kind(array), kind(np.array([0, 1, 0, 1]))), ARRAYS, range(3))
     np.testing.assert_array_equal(train.pixels, expected)
+    assert train.classes == ("0", "1", "2")
 
 
 @pytest.mark.parametrize(("pixels", "labels", "words"), [
@@ -58,6 +59,8 @@ def test_arrays_of_another_kind_are_refused(pixels, labels, words):
     for pair in (((pixels, labels), ARRAYS), (ARRAYS, (pixels, labels))):
         with pytest.raises(InputError, match=words):
             from_arrays(*pair, "abc")
+    with pytest.raises(InputError, match=r"classes is .* names that differ"):
+        from_arrays(ARRAYS, ARRAYS, "aba")
 
 
 def test_every_digit_is_in_exactly_one_split_with_its_label():
