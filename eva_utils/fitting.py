@@ -104,8 +104,7 @@ def fit(
         torch.enable_grad(),
     ):
         if isinstance(train, Images) and isinstance(test, Images):
-            together = train.classes == test.classes and train.pixels.shape[1:] == test.pixels.shape[1:]
-            check("test", test, together, f"of the classes and size of train, which is {train!r}")
+            check("test", test, about(train) == about(test), f"of the classes, size, mean and std of train, {train!r}")
         whole = callable(schedule) and getattr(schedule, "epochs", 0.5) % 1 == 0
         check("schedule", schedule, whole, "a policy with a whole number of epochs, such as OneCycle")
         batches = loader(train, recipe, device, outputs=check_network(model, test))

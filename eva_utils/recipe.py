@@ -80,7 +80,11 @@ class Recipe:
         """Its rate is set before each step, so the one here counts for nothing."""
         parameters = [p for p in parameters if p.requires_grad]
         if callable(self.optimizer):
-            return self.optimizer(parameters)
+            optimizer, given = self.optimizer(parameters), set(parameters)
+            strange = sum(p not in given for group in optimizer.param_groups for p in group["params"])
+            right = "0: the function gets those to train, and of a copy of the network in find_lr"
+            check("the number of other parameters in the optimizer", strange, strange == 0, right)
+            return optimizer
         common = {"lr": 1.0, "weight_decay": self.weight_decay, "fused": True}
         if self.optimizer == "adamw":
             return torch.optim.AdamW(parameters, **common)

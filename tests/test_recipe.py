@@ -44,6 +44,8 @@ def test_the_optimizer_has_what_is_not_frozen_and_no_momentum_yet():
     optimizer = Recipe().make_optimizer([weight, frozen])
     assert optimizer.param_groups[0]["params"] == [weight]
     assert optimizer.state[weight]["momentum_buffer"].tolist() == [0, 0]  # fused SGD leaves it unfilled
+    with pytest.raises(InputError, match="the number of other parameters in the optimizer is 1"):
+        Recipe(optimizer=lambda _: torch.optim.SGD([weight, frozen])).make_optimizer([weight, frozen])
 
 
 def test_loss_is_cross_entropy_or_the_criterion():

@@ -489,6 +489,15 @@ class Auxiliary(nn.Linear):
         return (out, out) if self.training else out
 
 
+@pytest.mark.parametrize(
+    "other", [{"classes": "abc"}, {"mean": (0.5, 0.4, 0.5)}, {"pixels": torch.zeros(12, 9, 9, 3).byte()}]
+)
+def test_test_images_of_another_kind_are_refused(other, tiny, cnn):
+    test = dataclasses.replace(tiny[1], **other)
+    with pytest.raises(InputError, match=r"^test is .* of the classes, size, mean and std of train"):
+        fit(cnn(), tiny[0], test, SCHEDULE, RECIPE)
+
+
 @pytest.mark.parametrize("words", NETWORKS)
 def test_a_network_that_cannot_be_trained_is_refused(words, cnn, train):
     with pytest.raises(InputError, match=words):
