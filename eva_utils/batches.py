@@ -39,8 +39,8 @@ def loader(data, recipe: Recipe, device: torch.device, shard: tuple[int, int] | 
     """The loader for ``data``: ``Images``, or any iterable of (x, y) batches with a length, such as a ``DataLoader``.
 
     shard: (rank, processes), by default this process's; of every batch, the images rank, rank + processes, ... come.
-    outputs: the network's; labels of batches have to be below. Raises ``InputError`` if the batch is larger than the
-    data or too small to be shared, and for other data.
+    outputs: the network's, where the labels of batches are classes: they have to be below. Raises ``InputError`` if the
+    batch is larger than the data or too small to be shared, and for other data.
     """
     if not isinstance(data, Images):
         return GivenLoader(data, device, outputs)
@@ -199,14 +199,14 @@ class GivenLoader:
             sampler.set_epoch(epoch)
         for batch in self.batches:
             match batch:
-                case torch.Tensor(dtype=x_type) as x, torch.Tensor(dtype=y_type, shape=n) as y if (
-                    x_type.is_floating_point and len(x) and n == x.shape[:1] and not y_type.is_floating_point
+                case torch.Tensor(shape=(n, *_)) as x, torch.Tensor(shape=(m, *_)) as y if (
+                    n == m > 0 and x.is_floating_point()
                 ):
                     if self.outputs:
                         check_labels(y, self.outputs)
-                    yield _placed(x.float(), y.long(), self.device)
+                    yield _placed(x.float(), y if y.is_floating_point() else y.long(), self.device)
                 case _:
-                    right = "two tensors, (x, y): floating-point numbers (n, ...) and whole-numbered labels (n,)"
+                    right = "two tensors, (x, y), of one length: floating-point numbers (n, ...) and n labels"
                     check("a batch", kind(batch), False, right)
 
 

@@ -78,6 +78,7 @@ def check_images(images) -> None:
 
 def check_labels(labels: torch.Tensor, k: int) -> None:
     """Raises ``InputError`` unless all are among ``k`` classes: others would end a GPU's process."""
+    check("the type of labels", kind(labels), labels.ndim == 1 and not labels.is_floating_point(), "whole numbers (n,)")
     low, high = int(labels.min()), int(labels.max())
     check("the range of labels", (low, high), low >= 0 and high < k, f"within 0 and {k - 1}, for {k} classes")
 

@@ -68,7 +68,9 @@ def find_lr(
                     "choose another folder, start over (--fresh), or make the model anew after torch.manual_seed(seed)"
                 )
         begun = time.perf_counter()
-        guess = math.log(outputs) if recipe.criterion is None else math.inf
+        guess = math.log(outputs)
+        if recipe.criterion is not None:  # then what the labels are is its business: a regression's, say
+            guess, outputs = math.inf, None
         found = read_curve(*range_test(model, train, recipe, start, end, steps, outputs), guess)
         found = replace(found, seconds=time.perf_counter() - begun, settings=settings)
         if file:

@@ -166,6 +166,15 @@ def test_the_curve_is_the_seeds_and_the_bar_plain_text(capsys, images, model):
     assert len(repr(found)) < 100 and "lr_max=" in repr(found)  # a notebook shows it
 
 
+def test_a_regression(device):
+    x = torch.rand(512, 8, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    recipe = Recipe(optimizer="adamw", criterion=torch.nn.MSELoss(), device=device, precision="fp32")
+    batches = list(zip(x.split(64), x.sum(1, keepdim=True).split(64), strict=True))
+    rates = find_lr(torch.nn.Linear(8, 1), batches, recipe, lr_end=10)
+    assert rates.lr_min < rates.lr_max and "guess" not in rates.reasons["lr_max"]
+
+
 def test_a_dataloader_with_adamw_and_a_criterion(device, images, model):
     def criterion(logits, y):
         return nn.functional.multi_margin_loss(logits, y)
