@@ -3,11 +3,13 @@
 import csv
 import importlib.util
 import json
+import math
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from statistics import mean, stdev
 
 import nbformat
 import pytest
@@ -16,7 +18,9 @@ import torchvision
 from packaging.requirements import Requirement
 from PIL import Image
 
+import common as benchmark
 import eva_utils as eva
+import lr_tables
 from eva_utils.lr_curve import LRRange
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,6 +75,40 @@ def test_pictures_are_small_enough_to_look_at():
 
 
 # Pages
+
+
+def test_the_numbers_on_readmes_first_screen_are_the_measured_ones():
+    rows, schedules = (
+        benchmark.Rows(ROOT / f"assets/benchmarks/{name}.json").rows for name in ("accuracy", "superconvergence")
+    )
+
+    def ema(data: str, recipe: str) -> list[float]:
+        return [r["ema"] for r in rows if (r["data"], r["recipe"], r["tested_on"]) == (data, recipe, "test")]
+
+    small, full, fast = ema("cifar10-pixels", "ours"), *(ema("cifar10-jpeg", name) for name in ("ours", "cifar10-fast"))
+    ends = [
+        [r["test_accuracy_ema"][-1] for r in schedules if r["policy"] == policy and r["data"] == "cifar10-pixels"
+         and not r["tested_on"]]
+        for policy in ("one-cycle", "steps from 0.5")
+    ]  # fmt: skip
+    ahead, error = mean(ends[0]) - mean(ends[1]), math.hypot(*(stdev(end) / len(end) ** 0.5 for end in ends))
+    ours, lowest, steepest = (
+        line.split(" | ")[1] for line in lr_tables.regret(tool("update_tables").rates()).splitlines()[2:5]
+    )
+    seconds = [
+        json.loads((ROOT / f"assets/runs/{run}/results.json").read_text(encoding="utf8"))["seconds_total"]
+        for run in ("cifar10-jpeg-24", "cifar10-jpeg-24-cpu")
+    ]
+    for said in (
+        f"**{benchmark.spread(small)} %** (n = {len(small)})",
+        f"**{benchmark.spread(full)} %** (n = {len(full)})",
+        f"cifar10-fast {benchmark.spread(fast)} %",
+        f"loses {ours} points against the best of nine rates; the steepest point loses {steepest}, the lowest {lowest} ",
+        f"{ahead:.1f} ± {error:.1f} points ahead ([n = {len(ends[0])}]",
+        f"[{seconds[0]:.0f} s](",
+        f"[{seconds[1] / 60:.0f} minutes](",
+    ):
+        assert said in README, said
 
 
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
