@@ -103,7 +103,7 @@ def test_the_numbers_on_readmes_first_screen_are_the_measured_ones():
         f"**{benchmark.spread(small)} %** (n = {len(small)})",
         f"**{benchmark.spread(full)} %** (n = {len(full)})",
         f"cifar10-fast {benchmark.spread(fast)} %",
-        f"loses {ours} points against the best of nine rates; the steepest point loses {steepest}, the lowest {lowest} ",
+        f"loses {ours} points against the best of nine rates; the steepest point loses {steepest}, the lowest {lowest}",
         f"{ahead:.1f} ± {error:.1f} points ahead ([n = {len(ends[0])}]",
         f"[{seconds[0]:.0f} s](",
         f"[{seconds[1] / 60:.0f} minutes](",
