@@ -185,6 +185,7 @@ ABLATIONS = {
     "ours, albumentations engine": partial(ours, engine="albumentations"),
     "cifar10-fast, BatchNorm before pooling": partial(cifar10_fast, change=pool_last),
 }
+T4 = {"as-a-T4": partial(ours, precision="fp16")}  # with the scaler; on a GPU only
 GROUPS = {"recipes": list(RECIPES), "ablations": list(ABLATIONS)}
 
 
@@ -214,6 +215,8 @@ def run(recipe: Callable, job: Job, test: eva.Images) -> dict:
         "lr_last": rates[-1],
         "seconds": last["seconds"],  # of a run that was interrupted too
         "seconds_train": last["seconds_train"],
+        "skipped_steps": result.results["skipped_steps"],
+        "gpu_gb": torch.cuda.max_memory_allocated() / 1e9,
         **machine(),
     }
 
@@ -286,7 +289,7 @@ def sizes(rows: list[dict]) -> dict[str, dict[str, list[dict]]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar10", help="cifar10 (its archive in data/), digits or an image folder")
-    parser.add_argument("--recipes", nargs="+", default=["recipes"], choices=[*GROUPS, *RECIPES, *ABLATIONS])
+    parser.add_argument("--recipes", nargs="+", default=["recipes"], choices=[*GROUPS, *RECIPES, *ABLATIONS, *T4])
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--seeds", type=int, default=1)
@@ -305,7 +308,7 @@ def main() -> None:
             if not rows.find(**key):
                 print(f"\n{key}", flush=True)
                 job = Job(train, args.epochs, args.width, seed, args.work / folder_name(key))
-                rows.add({**key, **run((RECIPES | ABLATIONS)[name], job, test)})
+                rows.add({**key, **run((RECIPES | ABLATIONS | T4)[name], job, test)})
     for tested_on, functions in {"test": [table], "held out": [table, ablation]}.items():
         if chosen := [row for row in rows.rows if row["tested_on"] == tested_on]:
             print(f"\ntested on: {tested_on}", *(function(chosen) for function in functions), sep="\n\n")

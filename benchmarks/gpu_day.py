@@ -9,6 +9,7 @@ it was. OUT.tar.gz has everything but weights. --peers: a clone of github.com/Ke
 
 import argparse
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -26,15 +27,18 @@ from eva_utils.run import read_json, write_json
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = "benchmarks/accuracy.py --data {data} --out {out}/rows/accuracy.json --work {out}/work"
 TINY = "--images 600 --width 1 --epochs 1"
+DIGITS = "--data digits --no-flip --width 8 --batch-size 64 --epochs 1"
 STEPS = [  # name, lot, minutes on an H100, command, and what a rehearsal puts behind it
     ("run", 1, 2, "-m eva_utils train --data {data} --out {out}/run", "--width 1 --epochs 1 --batch-size 64"),
     ("notebook", 1, 3, "-m jupyter execute --inplace {out}/SuperConvergence.ipynb", "--help"),
     ("accuracy", 1, 15, f"{ROWS} --recipes ours cifar10-fast --seeds 10", f"{TINY} --seeds 1"),
     ("solution-a", 1, 3, f"{ROWS} --recipes solution-a --seeds 3", "--help"),
     ("tests", 2, 5, "-m pytest -q tests", "--collect-only"),
+    ("fp16", 2, 2, f"{ROWS} --recipes as-a-T4 --seeds 5", "--help"),
+    ("nccl", 2, 1, f"-m torch.distributed.run --nproc-per-node 1 -m eva_utils train {DIGITS} --out {{out}}/nccl", ""),
     ("throughput", 2, 14, "benchmarks/throughput.py --out {out}/rows", "--part 'data: eva_utils, batch engine'"),
     ("schedules", 2, 7, "benchmarks/superconvergence.py --data {data} --out {out}/rows --work {out}/work", TINY),
-    ("airbench94", 3, 4, "{peers}/airbench94_compiled.py", "--help"),
+    ("airbench94", 3, 4, "{peers}/legacy/airbench94_compiled.py", "--help"),
     ("airbench94_muon", 3, 4, "{peers}/airbench94_muon.py", "--help"),
     ("grid", 3, 20, "benchmarks/lr_finder.py --data {data} --out {out}/rows/lr_study.json", "--help"),
 ]
@@ -66,6 +70,8 @@ def main() -> None:
             images = some(images, len(images))  # mixed: it whitens by the first 5,000, in a folder all of one class
             content = {"images": images.pixels, "labels": images.labels, "classes": images.classes}
             torch.save(content, peers / f"cifar10/{split}.pt")
+        for script in (peers / "legacy/airbench94_compiled.py", peers / "airbench94_muon.py"):
+            script.write_text(re.sub(r"for run in range\(\d+\)", "for run in range(10)", script.read_text()))  # not 200
     for name, lot, minutes, command, small in STEPS:
         file, log, now = out / f"{name}.json", out / f"{name}.log", time.monotonic()
         left, foreign = start + 60 * args.minutes - now, "{peers}" in command

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from . import download
-from .errors import InputError, check, kind
+from .errors import InputError, check, first_line, kind
 
 IMAGES = "Images (from_arrays makes them of arrays, image_folder of a folder)"
 
@@ -109,7 +109,10 @@ def from_arrays(train: tuple, test: tuple, classes, name: str = "images") -> tup
 
 def _pixels(values) -> np.ndarray:
     """uint8 (n, h, w, 3) of what ``from_arrays`` takes."""
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # images of several sizes
+        raise InputError(f"pixels are no array: {first_line(error)}; give all images one size") from error
     if array.dtype.kind not in "iu" or (array.size and not 0 <= array.min() <= array.max() <= 255):
         raise InputError(f"pixels are {array.dtype}; they have to be whole numbers from 0 to 255 (floats: times 255)")
     array = array[..., None] if array.ndim == 3 else array

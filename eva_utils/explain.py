@@ -17,6 +17,7 @@ from .data import Images, check_labels, rows
 from .errors import InputError, check, kind
 from .look import Predictions, confusion, misclassified, predict, predictions
 from .lr_curve import LRRange
+from .model import device_of
 from .run import FIGURES, HISTORY, RANGE, STEPS, read_csv
 
 LAYERS = ("layer1", "layer2", "layer3")
@@ -64,7 +65,7 @@ def gradcam(
     layers = tuple(layers) if isinstance(layers, (tuple, list)) else (layers,)
     check("layers", layers, {*map(type, layers)} == {str}, "one name or more, of named_modules()")
     found = images if isinstance(images, Predictions) else predictions(model, images)
-    images, device = found.images, next(model.parameters()).device
+    images, device = found.images, device_of(model)
     given, known = [classes] * len(images) if isinstance(classes, (str, int)) else classes, images.classes
     labels = found.predicted if given is None else [known.index(c) if c in known else c for c in given]
     right = f"one of {', '.join(known)}, or a label for each image"

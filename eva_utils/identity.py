@@ -10,7 +10,7 @@ from torch import nn
 from .batches import plain_batches
 from .data import Images, check_images, crc32
 from .errors import InputError, check
-from .model import forward
+from .model import device_of, forward
 from .recipe import Recipe
 from .run import plain
 
@@ -19,6 +19,7 @@ EPOCHS = 25  # at so many points a policy's rates are compared
 
 def check_network(model: nn.Module, data) -> int:
     """How many outputs ``model`` has. Raises ``InputError`` unless it can be trained, on the classes of ``data``."""
+    device_of(model)  # for its check
     parameters = list(model.parameters())
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in parameters):
         raise InputError("the model has lazy layers that have not seen an image yet; call it on a batch once")

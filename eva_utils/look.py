@@ -14,7 +14,7 @@ from .batches import plain_batches
 from .data import Images, check_images, check_labels, rows
 from .device import autocast, choose_precision
 from .errors import InputError, check, first_line
-from .model import ResNet9, forward
+from .model import ResNet9, device_of, forward
 from .photos import photo
 from .processes import rank, total, world_size
 from .run import MODEL, folder_of, read_tensors
@@ -34,7 +34,7 @@ class Metrics:
 
 def _logits_of(model: nn.Module, data, tta: bool, precision: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(logits, labels) batch by batch, in eval mode, on the model's device; the model is left as it was."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     precision, size, classes = choose_precision(device, precision), 1, None
     if isinstance(data, Images):
         height, width = data.pixels.shape[1:3]
@@ -71,7 +71,7 @@ def evaluate(model: nn.Module, images, *, tta=False, label_smoothing=0.0, precis
     sharded: each process of a group takes its share of the images, and all get the whole result, so all have to call
     it. Otherwise a process does the work alone.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     loss, counts = torch.zeros((), device=device), torch.zeros(2, dtype=torch.int64, device=device)
     if own := isinstance(images, Images):
         check_images(images)

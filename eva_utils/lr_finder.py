@@ -52,7 +52,8 @@ def find_lr(
     low, high = (1e-3, 10.0) if recipe.optimizer == "sgd" else (1e-5, 0.1)
     start, end = low if lr_start is None else lr_start, high if lr_end is None else lr_end
     check("lr_start and lr_end", (start, end), 0 < start < end < math.inf, "positive and in this order")
-    check("steps", steps, steps >= 3 * SMOOTH, f"{3 * SMOOTH} or more, to give a curve that can be read")
+    right = f"a whole number, {3 * SMOOTH} or more, to give a curve that can be read"
+    check("steps", steps, steps >= 3 * SMOOTH and steps % 1 == 0, right)
     outputs = check_network(model, train)
     settings = identity(model, train, recipe, lr_start=start, lr_end=end, steps=steps)
     file = None if folder is None else folder_of(folder) / RANGE

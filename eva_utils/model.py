@@ -74,6 +74,14 @@ class ResNet9(nn.Sequential):
         self.head = nn.Sequential(head)
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where the parameters are. Raises ``InputError`` unless it is a network that has some."""
+    right = "a torch.nn.Module that has parameters: an object, not its class"
+    first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    check("the model", kind(model), first is not None, right)
+    return first.device
+
+
 def forward(model: nn.Module, x: torch.Tensor, classes: int | None) -> torch.Tensor:
     """Logits, float32 (n, classes). Raises ``InputError`` where the network does not fit the images or the classes."""
     try:

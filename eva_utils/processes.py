@@ -83,7 +83,7 @@ def process_group() -> Iterator[None]:
     NCCL joins GPUs, gloo CPUs. Within, only rank 0 prints. An error ends all processes, and the one that fails first
     tells its own: what the others could say is the echo of it.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or "RANK" not in os.environ or _in_group():
+    if "RANK" not in os.environ or _in_group():
         yield
         return
     backend = "gloo"  # also for what lies in a CPU's memory, whatever the GPUs do
@@ -147,7 +147,7 @@ def parallel(model: nn.Module) -> nn.Module:
     ``model`` keeps its structure, its keys and plain BatchNorm. On a CPU, where SyncBatchNorm does not work, each
     process normalises with the statistics of its own slice.
     """
-    if world_size() == 1:
+    if not _in_group():
         return model
     device = next(model.parameters()).device
     if device.type == "cuda":

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .augment import Augment
-from .errors import check
+from .errors import check, kind
 
 
 def option(default, help: str, right: str | tuple = "", ok: Callable | None = None, compared: bool = True):
@@ -73,7 +73,10 @@ class Recipe:
     def loss(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """The mean training loss of a batch, in nats unless there is a criterion of your own."""
         if self.criterion is not None:
-            return self.criterion(logits, y)
+            loss = self.criterion(logits, y)
+            right = isinstance(loss, torch.Tensor) and loss.ndim == 0
+            check("what the criterion gives", kind(loss), right, "a tensor of one number, the mean loss of the batch")
+            return loss
         return nn.functional.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -81,6 +84,8 @@ class Recipe:
         parameters = [p for p in parameters if p.requires_grad]
         if callable(self.optimizer):
             optimizer, given = self.optimizer(parameters), set(parameters)
+            right = isinstance(optimizer, torch.optim.Optimizer) and not isinstance(optimizer, torch.optim.LBFGS)
+            check("the optimizer", kind(optimizer), right, "a torch.optim.Optimizer that needs no closure")
             strange = sum(p not in given for group in optimizer.param_groups for p in group["params"])
             right = "0: the function gets those to train, and of a copy of the network in find_lr"
             check("the number of other parameters in the optimizer", strange, strange == 0, right)

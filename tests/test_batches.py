@@ -213,14 +213,15 @@ def test_a_worker_that_dies_is_told_in_words():
 
 
 @pytest.mark.parametrize("shard", [(0, 1), (1, 2)])
-def test_batches_that_are_sent_one_by_one_are_those_of_a_resident_data_set(tiny, monkeypatch, capsys, shard):
+def test_batches_that_are_sent_one_by_one_are_those_of_a_resident_data_set(tiny, monkeypatch, capsys, shard, device):
     images, augment = tiny[0][::2], Augment(padding=2, cutout=4)  # a view that is not contiguous
-    expected = whole(loader(images, augment, 6, shard=shard), 3)
+    expected = whole(loader(images, augment, 6, shard=shard, device=device), 3)
     assert not capsys.readouterr().out
     monkeypatch.setattr("eva_utils.batches.room", lambda device: images.pixels.nbytes - 1)
-    batches, sent = loader(images, augment, 6, shard=shard), []
+    batches, sent = loader(images, augment, 6, shard=shard, device=device), []
     assert "sent batch by batch" in capsys.readouterr().out
-    batches.resident, batches.sent = False, lambda pixels: sent.append(len(pixels)) or pixels
+    send, batches.resident = batches.sent, False
+    batches.sent = lambda pixels: sent.append(len(pixels)) or send(pixels)
     assert same(whole(batches, 3), expected) and sent == [size // shard[1] for size in (6, 6, 4)]
 
 

@@ -47,6 +47,7 @@ def test_channels_may_come_first_or_last_or_be_one(shape, kind):
 
 
 @pytest.mark.parametrize(("pixels", "labels", "words"), [
+    ([np.zeros((5, 6, 3)), np.zeros((6, 5, 3))], [0, 1], "give all images one size"),
     (ARRAYS[0] / 255, ARRAYS[1], "whole numbers from 0 to 255"), (ARRAYS[0].astype(int) - 1, ARRAYS[1], "from 0"),
     (np.zeros((4, 3, 6, 3), int), ARRAYS[1], "no doubt"), (np.zeros((4, 5, 6, 4), int), ARRAYS[1], "the shape of"),
     (ARRAYS[0], ARRAYS[1][:3], r"labels is 'Tensor torch.int64 \(3,\)'"),

@@ -202,10 +202,17 @@ def test_each_process_takes_a_gpu_of_its_own(monkeypatch):
         choose_device("cuda")
 
 
-@pytest.mark.parametrize("environment", [{}, {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}], ids=str)
-def test_a_single_process_is_no_group(environment, monkeypatch, capsys):
-    for key, value in environment.items():
+def test_torchrun_with_one_process_is_a_group(monkeypatch):
+    given = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    for key, value in given.items():
         monkeypatch.setenv(key, value)
+    with processes.process_group():
+        assert isinstance(processes.parallel(together.network()), torch.nn.parallel.DistributedDataParallel)
+        assert processes.on_first(lambda: 7)() == 7
+    assert not torch.distributed.is_initialized()
+
+
+def test_without_torchrun_there_is_no_group(capsys):
     model = together.network()
     with processes.process_group():
         assert not torch.distributed.is_initialized()

@@ -237,6 +237,7 @@ def test_after_a_training_neither_other_arguments_nor_trained_weights_are_taken(
         ({"lr_start": 1, "lr_end": 0.1}, r"lr_start and lr_end is \(1, 0.1\)"),
         ({"lr_start": 0}, r"lr_start and lr_end is \(0, 10.0\)"),
         ({"steps": 30}, "steps is 30.*33"),
+        ({"steps": 40.5}, "steps is 40.5.*whole"),
         ({"recipe": RECIPE.replace(batch_size=5000)}, "batch_size is 5000"),
         ({"train": "photos"}, "the data is .str"),
     ],

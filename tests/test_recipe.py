@@ -46,6 +46,9 @@ def test_the_optimizer_has_what_is_not_frozen_and_no_momentum_yet():
     assert optimizer.state[weight]["momentum_buffer"].tolist() == [0, 0]  # fused SGD leaves it unfilled
     with pytest.raises(InputError, match="the number of other parameters in the optimizer is 1"):
         Recipe(optimizer=lambda _: torch.optim.SGD([weight, frozen])).make_optimizer([weight, frozen])
+    for make in (torch.optim.LBFGS, iter):
+        with pytest.raises(InputError, match=r"the optimizer is .*needs no closure"):
+            Recipe(optimizer=make).make_optimizer([weight])
 
 
 def test_loss_is_cross_entropy_or_the_criterion():
@@ -54,4 +57,6 @@ def test_loss_is_cross_entropy_or_the_criterion():
     target = 0.8 * nn.functional.one_hot(y, 3) + 0.2 / 3
     expected = -(target * logits.log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(Recipe(label_smoothing=0.2).loss(logits, y), expected)
-    assert Recipe(criterion=lambda logits, y: 7).loss(logits, y) == 7
+    assert Recipe(criterion=lambda logits, y: logits.sum() + 7).loss(logits, y) == logits.sum() + 7
+    with pytest.raises(InputError, match=r"what the criterion gives is 'Tensor torch.float32 \(5, 3\)'.*mean loss"):
+        Recipe(criterion=lambda logits, y: logits).loss(logits, y)

@@ -41,11 +41,11 @@ def saved_after_each_epoch(monkeypatch):
 
 
 @pytest.fixture
-def train(tiny, cnn):
+def train(tiny, cnn, device):
     """``fit`` on the tiny images, with whatever a test changes."""
 
     def run(model=None, schedule=SCHEDULE, images=tiny, folder=None, fresh=False, on_epoch=None, **options):
-        recipe = RECIPE.replace(**options)
+        recipe = RECIPE.replace(**{"device": device} | options)
         return fit(model or cnn(), *images, schedule, recipe, folder=folder, fresh=fresh, on_epoch=on_epoch)
 
     return run
@@ -54,7 +54,7 @@ def train(tiny, cnn):
 def same(first: nn.Module, second: nn.Module) -> bool:
     """Bit by bit, BatchNorm's buffers included."""
     a, b = first.state_dict(), second.state_dict()
-    return a.keys() == b.keys() and all(a[key].equal(b[key]) for key in a)
+    return a.keys() == b.keys() and all(a[key].cpu().equal(b[key].cpu()) for key in a)
 
 
 def assert_same_run(first, second) -> None:
@@ -96,7 +96,7 @@ def test_the_weights_move_by_the_applied_rate(tiny, train):
     # Without momentum and decay a step is -rate * gradient: the rate can be read off the weights themselves.
     model = ResNet9(3, width=4)
     again = copy.deepcopy(model)
-    run = train(model, OneCycle(1, 0.5, 0.01, 0.1), momentum=0, weight_decay=0)
+    run = train(model, OneCycle(1, 0.5, 0.01, 0.1), momentum=0, weight_decay=0, device="cpu")
     for row, (x, y) in zip(run.steps, loader(tiny[0], RECIPE, torch.device("cpu")).epoch(0), strict=True):
         again.zero_grad()
         nn.functional.cross_entropy(again(x), y).backward()
@@ -139,14 +139,14 @@ class Waits(TorchDispatchMode):
 
 def trainer(tiny, model, **options) -> Trainer:
     recipe = RECIPE.replace(**options)
-    batches = loader(tiny[0], recipe, torch.device("cpu"))
+    batches = loader(tiny[0], recipe, torch.device(recipe.device))
     return Trainer(model, batches, SCHEDULE, recipe, recipe.precision)
 
 
-def test_no_step_waits_for_the_device(tiny, cnn):
+def test_no_step_waits_for_the_device(tiny, cnn, device):
     counts = []
     for size in (8, 4):  # four steps and eight
-        some = trainer(tiny, cnn(), batch_size=size)
+        some = trainer(tiny, cnn(), batch_size=size, device=device)
         with Waits() as counted:
             some.epoch()
         counts.append(counted.waits)
@@ -263,7 +263,7 @@ def test_frozen_layers_stay_as_they_are(call, tiny, cnn, train):
     for _ in range(2):  # after the first, the whole network is in eval mode
         with contextlib.suppress(InputError):  # noise has no curve to read
             train(model) if call == "fit" else find_lr(model, tiny[0], RECIPE)
-        assert all(value.equal(before[key]) for key, value in model[1].state_dict().items())
+        assert all(value.cpu().equal(before[key]) for key, value in model[1].state_dict().items())
 
 
 def test_a_data_loader_and_adamw(tiny, cnn, tmp_path):
@@ -479,6 +479,7 @@ NETWORKS = {
     "inference_mode.*float32": lambda cnn: torch.inference_mode()(cnn)(),
     "cannot take a batch": lambda cnn: nn.Linear(5, 3),
     "the model has 4 outputs; the data have 3 classes": lambda cnn: cnn(outputs=4),
+    "object, not its class": lambda cnn: ResNet9,
     "switch auxiliary outputs off": lambda cnn: Auxiliary(3, 3),
 }
 
