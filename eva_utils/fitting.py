@@ -107,6 +107,8 @@ def fit(
             check("test", test, about(train) == about(test), f"of the classes, size, mean and std of train, {train!r}")
         whole = callable(schedule) and getattr(schedule, "epochs", 0.5) % 1 == 0
         check("schedule", schedule, whole, "a policy with a whole number of epochs, such as OneCycle")
+        if isinstance(train, Images):
+            check_network(model, train)
         batches = loader(train, recipe, device, outputs=check_network(model, test))
         settings = identity(model, train, recipe, test, schedule)
         mine = settings | {"precision": precision, "device": device.type}

@@ -499,6 +499,11 @@ def test_test_images_of_another_kind_are_refused(other, tiny, cnn):
         fit(cnn(), tiny[0], test, SCHEDULE, RECIPE)
 
 
+def test_training_images_are_checked_beside_a_test_loader(tiny, cnn):
+    with pytest.raises(InputError, match="the model has 2 outputs; the data have 3 classes"):
+        fit(cnn(outputs=2), tiny[0], [(torch.rand(4, 3, 16, 16), torch.zeros(4).long())], SCHEDULE, RECIPE)
+
+
 @pytest.mark.parametrize("words", NETWORKS)
 def test_a_network_that_cannot_be_trained_is_refused(words, cnn, train):
     with pytest.raises(InputError, match=words):
