@@ -139,7 +139,7 @@ def whole(rows: Rows) -> str:
     cells = [spread([score(rows, job, seed, pair, which) for seed, pair in pairs]) for which in ("raw", "ema")]
     every = all(trained(rows, job, seed, pair) for seed, pair in pairs)
     name = "as found, LR_MIN too" if every else "as found, read off the grid where not trained with"
-    table = markdown(["LR_MAX", "raw", "EMA", "n"], [*lines, [name, *cells, f"{len(pairs)}"]])
+    table = markdown(["LR_MAX", "last weights", "EMA", "n"], [*lines, [name, *cells, f"{len(pairs)}"]])
     maxima = "; ".join(f"*{rule}* {', '.join(f'{pair[1]:.2g}' for pair in found[rule])}" for rule in RULES)
     title = f"{label(rows, job)}, {job.epochs} epochs; {devices(rows, whole=True)}"
     return f"{title}:\n\n{table}\nLR_MAX found: {maxima}.\n"
