@@ -35,9 +35,7 @@ def __getattr__(name: str):
     if name == "plots":
         return importlib.import_module(f".{name}", __name__)
     if name in _MODULE_OF:
-        value = getattr(importlib.import_module("." + _MODULE_OF[name], __name__), name)
-        globals()[name] = value
-        return value
+        return getattr(importlib.import_module("." + _MODULE_OF[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

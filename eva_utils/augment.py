@@ -106,11 +106,12 @@ def check_pipeline(pipeline, x, images) -> None:
     import albumentations as A
 
     right = "the pipeline has to end with A.Normalize(train.mean, train.std), ToTensorV2()"
-    normalizes = False
+    normalizes, highest = False, 1.0 if any(isinstance(step, A.ToFloat) for step in _steps(pipeline)) else 255.0
     for step in _steps(pipeline):
         if isinstance(step, A.Normalize):
             pairs = (step.mean, images.mean), (step.std, images.std)
-            if step.normalization != "standard" or not all(np.allclose(*pair, atol=0.01) for pair in pairs):
+            same = all(np.allclose(*pair, atol=0.01) for pair in pairs) and step.max_pixel_value == highest
+            if step.normalization != "standard" or not same:
                 raise InputError(f"augment has {step}, but evaluation uses the training images' mean and std: {right}")
         own = isinstance(step, A.Lambda) or not type(step).__module__.startswith("albumentations.")
         normalizes |= own or isinstance(step, A.Normalize)  # a step of one's own may do it, too

@@ -134,7 +134,7 @@ class WorkerLoader(_Loader, torch.utils.data.Dataset):
             sampler=[(epoch, part.tolist(), order[part].tolist()) for part in self.parts],
             batch_size=None,  # an item is a batch already
             num_workers=self.workers,
-            worker_init_fn=_one_thread if self.workers else None,
+            worker_init_fn=_one_thread,
             pin_memory=self.device.type == "cuda",
             # For what in a worker draws from a global generator, and so that none is drawn from here.
             generator=torch.Generator().manual_seed(seed_for(self.seed, epoch, self.rank)),
@@ -146,7 +146,7 @@ class WorkerLoader(_Loader, torch.utils.data.Dataset):
             if "pickle" in str(error):
                 cure = "define its functions by def in a module, or take workers=0"
                 raise InputError(f"augment cannot be sent to a process ({first_line(error)}); {cure}") from error
-            if "DataLoader worker" not in str(error):
+            if "DataLoader worker (pid" not in str(error):  # and not "Caught ... in DataLoader worker process"
                 raise
             raise_if_stopped()  # workers that got the same signal are not reported as crashed
             raise RunError(

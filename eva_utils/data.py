@@ -6,7 +6,7 @@ import os
 import tarfile
 import tempfile
 import warnings
-import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,15 +60,6 @@ def rows(index):
     return index if isinstance(index, slice) or np.ndim(index) else [int(index)]
 
 
-def crc32(*splits: Images) -> str:
-    """Checksum of all that a run can see of its data: pixels, labels, channel statistics."""
-    crc = 0
-    for images in splits:
-        for values in (images.pixels, images.labels, torch.tensor([images.mean, images.std], dtype=torch.float32)):
-            crc = zlib.crc32(values.cpu().contiguous().numpy(), crc)
-    return f"{crc:08x}"
-
-
 def check_images(images) -> None:
     """Raises ``InputError`` unless these are ``Images``, at least one, with labels that are all among the classes."""
     check("the data", kind(images), isinstance(images, Images), IMAGES)
@@ -90,6 +81,8 @@ def from_arrays(train: tuple, test: tuple, classes, name: str = "images") -> tup
     (n, h, w, 3), (n, 3, h, w), or grey, as (n, h, w), (n, h, w, 1) or (n, 1, h, w). labels: n whole numbers that count
     ``classes`` from 0. Raises ``InputError`` for anything else.
     """
+    right = "a list of names, in the order of their labels"
+    check("classes", kind(classes), isinstance(classes, (Sequence, np.ndarray)), right)
     splits, names = [], tuple(map(str, classes))
     check("classes", names, len(set(names)) == len(names), "names that differ")
     for pixels, labels in (train, test):

@@ -46,7 +46,7 @@ def choose_precision(device: torch.device, precision: str = "auto") -> str:
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    tests = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # not in every version of torch
+    tests = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # not in every version of torch; bool() is False
     return "bf16" if any(getattr(torch.cpu, test, bool)() for test in tests) else "fp32"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .augment import normalize
-from .data import Images, check_labels, rows
+from .data import Images, check_labels
 from .errors import InputError, check, kind
 from .look import Predictions, confusion, misclassified, predict, predictions
 from .lr_curve import LRRange
@@ -36,10 +36,6 @@ class Cams:
     explained: torch.Tensor = field(repr=False)
     maps: np.ndarray = field(repr=False)
     true: np.ndarray = field(repr=False)
-
-    def __getitem__(self, i) -> Cams:
-        columns = ("predictions", "explained", "maps", "true")
-        return replace(self, **{name: getattr(self, name)[rows(i)] for name in columns})
 
 
 def gradcam(

@@ -105,11 +105,15 @@ def fit(
     ):
         if isinstance(train, Images) and isinstance(test, Images):
             check("test", test, about(train) == about(test), f"of the classes, size, mean and std of train, {train!r}")
-        whole = callable(schedule) and getattr(schedule, "epochs", 0.5) % 1 == 0
+        names = [getattr(getattr(data, "dataset", data), "classes", None) for data in (train, test)]
+        same = None in names or list(names[0]) == list(names[1])
+        check("the classes of test", names[1], same, f"those of train, {names[0]}")
+        whole = callable(schedule) and getattr(schedule, "epochs", 0.5) % 1 == 0  # 0.5: it has none
         check("schedule", schedule, whole, "a policy with a whole number of epochs, such as OneCycle")
         if isinstance(train, Images):
-            check_network(model, train)
-        batches = loader(train, recipe, device, outputs=check_network(model, test))
+            check_network(model, train, recipe)
+        batches = loader(train, recipe, device, outputs=check_network(model, test, recipe))
+        model.trained_on = about(train)
         settings = identity(model, train, recipe, test, schedule)
         mine = settings | {"precision": precision, "device": device.type}
         if changed := differences(on_first(lambda: mine)(), mine):  # machines may differ in their data
@@ -149,7 +153,7 @@ def note_config(file: Path, recipe: Recipe, schedule) -> None:
     """The recipe and the policy, enough to run it again; what else the file has stays."""
     config = read_json(file) if file.is_file() else {}
     policy = {"name": type(schedule).__name__, **getattr(schedule, "__dict__", {})}
-    write_json(file, config | plain({"recipe": recipe, "policy": policy}))
+    write_json(file, config | {"recipe": recipe, "policy": policy})
 
 
 def line(row: dict, epochs: int) -> str:

@@ -8,16 +8,17 @@ import torch
 from torch import nn
 
 from .batches import plain_batches
-from .data import Images, check_images, crc32
+from .data import Images, check_images
+from .device import seeded
 from .errors import InputError, check
 from .model import device_of, forward
 from .recipe import Recipe
-from .run import plain
+from .run import plain, without_addresses
 
-EPOCHS = 25  # at so many points a policy's rates are compared
+POINTS = 25  # at which a policy's rates are compared
 
 
-def check_network(model: nn.Module, data) -> int:
+def check_network(model: nn.Module, data, recipe: Recipe) -> int:
     """How many outputs ``model`` has. Raises ``InputError`` unless it can be trained, on the classes of ``data``."""
     device_of(model)  # for its check
     parameters = list(model.parameters())
@@ -30,7 +31,11 @@ def check_network(model: nn.Module, data) -> int:
         raise InputError("the model has weights that are not finite, from a run that failed perhaps; make it anew")
     if isinstance(data, Images):
         check_images(data)
-    return answers(model, data).shape[1]
+    logits = answers(model, data)
+    sums_to_one = logits.shape[1] > 1 and logits.min() >= 0 and (logits.sum(1) - 1).abs().max() < 1e-4
+    if sums_to_one and recipe.criterion is None:
+        raise InputError("the model gives probabilities; it has to give logits: leave out the softmax, the loss has it")
+    return logits.shape[1]
 
 
 def answers(model: nn.Module, data, weights: dict | None = None) -> torch.Tensor:
@@ -41,20 +46,31 @@ def answers(model: nn.Module, data, weights: dict | None = None) -> torch.Tensor
     network = copy.deepcopy(model).to("cpu", torch.float32).eval()
     if weights:
         network.load_state_dict(weights)
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+    # Seeded for what is random in eval mode, too.
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), seeded(torch.device("cpu"), 0):
         return forward(network, x, len(data.classes) if isinstance(data, Images) else None)
 
 
 def same_answers(model: nn.Module, data, weights: dict, there: torch.Tensor) -> bool:
     """Whether ``model`` with ``weights`` computes what it did there: to 0.1 %, as another machine rounds otherwise."""
     here = answers(model, data, weights)
-    return here.shape == there.shape and bool((here - there).abs().max() <= 1e-3 * there.abs().max())
+    far = 1e-3 * float(there.nan_to_num(0, 0, 0).abs().max())
+    return here.shape == there.shape and torch.allclose(here, there, rtol=0, atol=far, equal_nan=True)
 
 
-def weights_crc(model: nn.Module) -> str:
-    """Checksum of parameters and buffers, with their names."""
+def content(data):
+    """What is compared of ``data``: of ``Images``, all; of a loader, what can be known before it is used up."""
+    if isinstance(data, Images):
+        statistics = torch.tensor([data.mean, data.std], dtype=torch.float32)
+        return crc32({"pixels": data.pixels, "labels": data.labels, "mean and std": statistics})
+    transform = getattr(getattr(data, "dataset", None), "transform", None)
+    return {"batches": len(data), "batch_size": getattr(data, "batch_size", None), "transform": transform}
+
+
+def crc32(tensors: dict[str, torch.Tensor]) -> str:
+    """Checksum of tensors, with their names and shapes."""
     crc = 0
-    for name, value in model.state_dict().items():
+    for name, value in tensors.items():
         crc = zlib.crc32(f"{name} {tuple(value.shape)}".encode(), crc)
         crc = zlib.crc32(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), crc)
     return f"{crc:08x}"
@@ -62,15 +78,15 @@ def weights_crc(model: nn.Module) -> str:
 
 def identity(model: nn.Module, train, recipe: Recipe, test=None, schedule=None, **more) -> dict:
     """What decides the result, in what json has: compared when a call meets a folder that holds something."""
-    splits = [data for data in (train, test) if data is not None]
     settings = {
         "recipe": recipe.compared(),
-        "data": crc32(*splits) if all(isinstance(s, Images) for s in splits) else [f"{len(s)} batches" for s in splits],
-        "first_weights": weights_crc(model),
-        "params": sum(p.numel() for p in model.parameters()),
+        "data": [content(data) for data in (train, test) if data is not None],
+        "first_weights": crc32(model.state_dict()),
+        "params": [sum(p.numel() for p in model.parameters() if p.requires_grad is grad) for grad in (True, False)],
+        "layers": f"{zlib.crc32(without_addresses(repr(model)).encode()):08x}",  # the share of a Dropout, say
         **more,
     }
     if schedule is not None:
-        rates = [float(f"{schedule(float(epoch)):.12g}") for epoch in np.linspace(0, schedule.epochs, EPOCHS)]
+        rates = [float(f"{schedule(float(epoch)):.12g}") for epoch in np.linspace(0, schedule.epochs, POINTS)]
         settings["policy"] = {"name": type(schedule).__name__, "epochs": schedule.epochs, "rates": rates}
     return plain(settings)

@@ -3,12 +3,12 @@
 import contextlib
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from . import run
 from .errors import InputError, check
-from .identity import answers, same_answers, weights_crc
+from .identity import answers, crc32, same_answers
 from .processes import on_first, rank
 
 SAVE_SECONDS = 20  # between two checkpoints: after each epoch of half a second they would take longer than training
@@ -69,7 +69,7 @@ class Keeper:
     def _compare(self, state: dict) -> None:
         """The model may have the run's first weights, or those that it was stopped or finished with."""
         there, here = state["settings"], self.settings
-        if here["first_weights"] == state["weights"]:
+        if here["first_weights"] == state["weights"]:  # the next checkpoint, too, shall say what the run began with
             here["first_weights"] = there["first_weights"]
         changed = run.differences(there, here)
         if not changed and not same_answers(self.trainer.model, self.test, state["model"], state["answers"]):
@@ -81,48 +81,38 @@ class Keeper:
             )
 
     def after_epoch(self) -> None:
-        """Write a checkpoint, if one is due, and the tables."""
+        """Write a checkpoint, if one is due, and the history."""
         if self.folder is None:
             return
         done = self.trainer.done
-        due = done or on_first(lambda: time.perf_counter() - self.when >= SAVE_SECONDS)()
-        if due:
-            with tried_again(unless=done):
+        try:
+            if done or on_first(lambda: time.perf_counter() - self.when >= SAVE_SECONDS)():
                 weights = self.weights_now()
                 on_first(self._save)()
                 self.mark(weights)
-        if rank() == 0:
-            # After the checkpoint, and apart: what is put back has to be what it holds, even if a table fails.
-            with tried_again():
+            if rank() == 0:  # after the checkpoint: what is put back has to be what it holds, even if this fails
                 run.write_csv(self.folder / run.HISTORY, self.trainer.history)
-                if due:
-                    run.write_csv(self.folder / run.STEPS, self.trainer.steps)
+        except InputError as error:
+            if done:
+                raise
+            print(f"{error}; training goes on, and tries again after a later epoch", flush=True)
 
     def _save(self) -> None:
         model, state = self.trainer.model, self.trainer.state_dict()
-        state |= {"settings": self.settings, "weights": weights_crc(model), "answers": answers(model, self.test)}
+        state |= {"settings": self.settings, "weights": crc32(model.state_dict()), "answers": answers(model, self.test)}
         run.write_tensors(self.folder / run.CHECKPOINT, state)
 
     def finish(self, results: Callable[[], dict], about: dict) -> dict:
         """The results; with a folder, they are in it, beside model.pt, which tells ``about`` the images, too."""
         if self.folder is None:
             return results()
-        weights = {key: value.cpu() for key, value in self.trainer.ema.state_dict().items()}
+        ema = getattr(self.trainer.ema, "_orig_mod", self.trainer.ema)  # the network that torch.compile has wrapped
+        weights = {key: value.cpu() for key, value in ema.state_dict().items()}
         run.write_tensors(self.folder / run.MODEL, {"weights": weights, **about})
         run.write_csv(self.folder / run.HISTORY, self.trainer.history)
         run.write_csv(self.folder / run.STEPS, self.trainer.steps)
         file = self.folder / run.RESULTS
-        if not file.is_file():  # last, since it marks a finished run
+        if not file.is_file() or run.read_json(file).get("classes") != about["classes"]:  # which may get other names
+            # Last, since it marks a finished run.
             run.write_json(file, results())
         return run.read_json(file)
-
-
-@contextlib.contextmanager
-def tried_again(unless: bool = False) -> Iterator[None]:
-    """What cannot be written in the middle of a training is tried again after a later epoch."""
-    try:
-        yield
-    except InputError as error:
-        if unless:
-            raise
-        print(f"{error}; training goes on, and tries again after a later epoch", flush=True)

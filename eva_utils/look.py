@@ -17,7 +17,7 @@ from .errors import InputError, check, first_line
 from .model import ResNet9, device_of, forward
 from .photos import photo
 from .processes import rank, total, world_size
-from .run import MODEL, folder_of, read_tensors
+from .run import MODEL, folder_of, plain, read_tensors
 
 BATCH = 1000  # of 32 x 32 pixels; of larger images as many fewer
 
@@ -39,6 +39,10 @@ def _logits_of(model: nn.Module, data, tta: bool, precision: str) -> Iterator[tu
     if isinstance(data, Images):
         height, width = data.pixels.shape[1:3]
         size, classes = min(BATCH, max(1, BATCH * 32 * 32 // (height * width))), len(data.classes)
+        here = {"classes": data.classes, "mean": data.mean, "std": data.std, "image_size": (height, width)}
+        there = getattr(model, "trained_on", {})
+        differ = [key for key, value in here.items() if there.get(key) not in (None, plain(value))]
+        check("what the images have unlike those trained on", differ, not differ, "[]; see model.trained_on")
     modes = [(module, module.training) for module in model.modules()]
     for x, y in plain_batches(data, size, device):
         model.eval()

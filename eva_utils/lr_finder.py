@@ -22,7 +22,7 @@ from .identity import check_network, identity
 from .lr_curve import SMOOTH, STOPS, LRRange, read_curve
 from .processes import on_first, raise_if_stopped, stoppable
 from .recipe import Recipe
-from .run import CHECKPOINT, RANGE, differences, exclusive, folder_of, plain, write_json
+from .run import CHECKPOINT, RANGE, differences, exclusive, folder_of, write_json
 from .schedule import ratios
 from .train import set_rate, set_train_mode, step
 
@@ -49,12 +49,13 @@ def find_lr(
     Raises ``InputError`` if the curve cannot be read, or if ``folder`` holds a training with other arguments or from
     other first weights.
     """
-    low, high = (1e-3, 10.0) if recipe.optimizer == "sgd" else (1e-5, 0.1)
+    outputs = check_network(model, train, recipe)
+    sgd = isinstance(recipe.make_optimizer(model.parameters()), torch.optim.SGD)
+    low, high = (1e-3, 10.0) if sgd else (1e-5, 0.1)
     start, end = low if lr_start is None else lr_start, high if lr_end is None else lr_end
     check("lr_start and lr_end", (start, end), 0 < start < end < math.inf, "positive and in this order")
     right = f"a whole number, {3 * SMOOTH} or more, to give a curve that can be read"
     check("steps", steps, steps >= 3 * SMOOTH and steps % 1 == 0, right)
-    outputs = check_network(model, train)
     settings = identity(model, train, recipe, lr_start=start, lr_end=end, steps=steps)
     file = None if folder is None else folder_of(folder) / RANGE
     with exclusive(file.parent) if file else contextlib.nullcontext():
@@ -75,7 +76,7 @@ def find_lr(
         found = read_curve(*range_test(model, train, recipe, start, end, steps, outputs), guess)
         found = replace(found, seconds=time.perf_counter() - begun, settings=settings)
         if file:
-            write_json(file, plain(found))
+            write_json(file, found)
     return found
 
 

@@ -106,7 +106,9 @@ def _read(files: list[Path], size: int | None) -> np.ndarray:
     from tqdm.std import tqdm
 
     height, width, _ = shape = photo(files[0], size).shape
-    need, memory = len(files) * height * width * 3, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    need, memory = len(files) * height * width * 3, float("inf")
+    if hasattr(os, "sysconf"):  # Windows has none
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if need > memory / 2:
         raise InputError(
             f"{len(files):,} images of {width} x {height} pixels take {need / 1e9:.1f} GB, and this machine has "

@@ -73,6 +73,8 @@ class Recipe:
     def loss(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """The mean training loss of a batch, in nats unless there is a criterion of your own."""
         if self.criterion is not None:
+            if isinstance(self.criterion, nn.Module):
+                self.criterion.to(logits.device)  # the weights of classes, if it has some
             loss = self.criterion(logits, y)
             right = isinstance(loss, torch.Tensor) and loss.ndim == 0
             check("what the criterion gives", kind(loss), right, "a tensor of one number, the mean loss of the batch")

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import inspect
 import io
 import json
 import os
@@ -147,7 +148,17 @@ def plain(value):
 def _in_json(value):
     if dataclasses.is_dataclass(value):
         return dataclasses.asdict(value)
-    return value.tolist() if hasattr(value, "tolist") else re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+    if isinstance(value, torch.nn.Module):  # a criterion's repr does not tell all it has
+        options = {name: option for name, option in vars(value).items() if not name.startswith("_")}
+        return {repr(value): options | value.state_dict()}
+    if inspect.isfunction(value):  # nor does a lambda's
+        with suppress(OSError):
+            return " ".join(inspect.getsource(value).split())
+    return value.tolist() if hasattr(value, "tolist") else without_addresses(repr(value))
+
+
+def without_addresses(text: str) -> str:
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
 def differences(there: dict, here: dict, within: str = "") -> str:

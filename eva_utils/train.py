@@ -75,7 +75,6 @@ class Trainer:
         self.optimizer = recipe.make_optimizer(self.model.parameters())
         self.shares = ratios(self.optimizer)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
-        self.scale = self.scaler.get_scale()
         self.taken = 0  # optimizer steps: where the schedule stands
         self.history, self.steps, self.facts = [], [], {}
 
@@ -86,7 +85,7 @@ class Trainer:
     def epoch(self) -> dict:
         """One pass over the training images; its part of the history's row."""
         begun, number, whole = time.perf_counter(), len(self.history), self.batches.sizes
-        rows, losses, sizes = [], [], []
+        rows, losses, sizes, scale = [], [], [], self.scaler.get_scale()
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         # In a log or a notebook, where each update of the bar stays, only if the epoch is long.
         wait = 0.5 if sys.stderr.isatty() else 30
@@ -108,8 +107,8 @@ class Trainer:
                 correct += (logits.argmax(1) == y).sum()
                 # Read back from the optimizer, so that it is evidence and not the plan once more.
                 applied = max(group["lr"] for group in self.optimizer.param_groups)
-                before, self.scale = self.scale, self.scaler.get_scale()
-                skipped = self.scale < before  # then the schedule waits, so that it cannot drift
+                before, scale = scale, self.scaler.get_scale()
+                skipped = scale < before  # then the schedule waits, so that it cannot drift
                 rows.append({"step": self.taken, "epoch": epoch, "planned": planned, "applied": applied,
                              "skipped": int(skipped)})  # fmt: skip
                 self.taken += not skipped
@@ -172,5 +171,4 @@ class Trainer:
                 getattr(self, name).load_state_dict(state[name])
         for name in self.RECORDS:
             setattr(self, name, state[name])
-        self.scale = self.scaler.get_scale()
         self.taken = sum(not row["skipped"] for row in self.steps)

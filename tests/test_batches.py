@@ -154,6 +154,7 @@ def test_what_does_not_fit_the_images_is_named_with_its_value():
 @pytest.mark.parametrize(("steps", "message"), [
     ([A.Normalize(), ToTensorV2()], r"augment has Normalize\(.*but evaluation.*A.Normalize\(train.mean"),
     ([A.OneOf([A.Normalize(MEAN, (1, 1, 1))], p=1), ToTensorV2()], r"augment has Normalize\("),
+    ([A.ToFloat(), A.Normalize(MEAN, STD), ToTensorV2()], r"augment has Normalize\("),
     ([ToTensorV2()], r"gives Tensor torch.uint8 \(3, 12, 12\); .* a float32 tensor \(3, h, w\)"),
     ([A.ToFloat(), ToTensorV2()], "augment does not normalise"),
     ([A.Normalize(MEAN, STD)], r"gives ndarray float32 \(12, 12, 3\)"),
@@ -201,6 +202,9 @@ def test_a_worker_that_dies_is_told_in_words():
                 os.kill(os.getpid(), signal.SIGKILL)
             return image
 
+    sizes = A.Compose([A.RandomScale(0.9, p=1), A.Normalize(MEAN, STD), ToTensorV2()])
+    with pytest.raises(RuntimeError, match="each tensor to be equal size"):  # a fault of the pipeline's
+        list(loader(noise(8), sizes, 4, workers=1).epoch(0))
     own = A.Compose([Killer(p=1), A.Normalize(MEAN, STD), ToTensorV2()])
     batches = loader(noise(8), own, 4, workers=1)
     with pytest.raises(RunError, match="a worker process died"):

@@ -62,6 +62,8 @@ def test_arrays_of_another_kind_are_refused(pixels, labels, words):
             from_arrays(*pair, "abc")
     with pytest.raises(InputError, match=r"classes is .* names that differ"):
         from_arrays(ARRAYS, ARRAYS, "aba")
+    with pytest.raises(InputError, match=r"classes is 'set'.* in the order of their labels"):
+        from_arrays(ARRAYS, ARRAYS, {"ant", "bee", "cat"})
 
 
 def test_every_digit_is_in_exactly_one_split_with_its_label():

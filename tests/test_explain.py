@@ -75,7 +75,7 @@ def test_every_map_equals_the_same_by_hand(method, model, wrong):
                 if (method, layer) == ("hirescam", "layer3"):  # what the documentation says
                     assert total == pytest.approx(logit, rel=1e-4, abs=1e-6)
     assert not np.allclose(cams.maps, cams.true)  # the class matters
-    assert cams[2:4].maps.shape == (2, 3, 16, 16) and cams[2].predictions.index.equal(wrong.index[2:3])
+    assert gradcam(model, wrong[2:4]).maps.shape == (2, 3, 16, 16)
     assert len(repr(cams)) < 200
 
 

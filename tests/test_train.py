@@ -18,10 +18,24 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
-from eva_utils import Augment, InputError, OneCycle, Recipe, ResNet9, digits, estimate, evaluate, find_lr, fit, keeper
+from eva_utils import (
+    Augment,
+    InputError,
+    OneCycle,
+    Recipe,
+    ResNet9,
+    digits,
+    estimate,
+    evaluate,
+    find_lr,
+    fit,
+    keeper,
+    load_model,
+)
 from eva_utils import run as run_module
 from eva_utils import train as train_module
 from eva_utils.batches import loader
+from eva_utils.identity import identity
 from eva_utils.run import read_csv, read_tensors
 from eva_utils.train import EMA_EVERY, Trainer
 
@@ -393,6 +407,7 @@ def edited(cnn):
         def forward(self, x):
             return 2 * super().forward(x)
 
+    Doubled.__name__ = "Sequential"  # its layers look the same
     return Doubled(*cnn().children())
 
 
@@ -413,6 +428,49 @@ def test_another_run_is_refused_with_the_difference(words, cnn, train, tmp_path)
     with pytest.raises(InputError, match=f"(?s)holds another run.*{words}"):
         train(change.pop("model")(cnn), folder=tmp_path, **change)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def weighted(weight: float) -> dict:
+    return {"criterion": nn.CrossEntropyLoss(weight=torch.tensor([1, 1, weight]))}
+
+
+@pytest.mark.parametrize(("first", "second", "change"), [
+    ({"criterion": nn.CrossEntropyLoss()}, {"criterion": nn.CrossEntropyLoss(label_smoothing=0.1)}, None),
+    (weighted(1.0), weighted(2.0), None),
+    (
+        {"optimizer": lambda parameters: torch.optim.SGD(parameters)},
+        {"optimizer": lambda parameters: torch.optim.SGD(parameters, momentum=0.9)}, None,
+    ),
+    ({}, {}, lambda model: setattr(model[5], "p", 0.5)),  # Dropout
+    ({}, {}, lambda model: model[0].requires_grad_(False)),
+])  # fmt: skip
+def test_what_has_the_same_repr_or_weights_is_another_run(first, second, change, tiny, cnn):
+    model = cnn()
+    if change:
+        change(model)
+    there, again = (identity(cnn(), tiny[0], RECIPE.replace(**first)) for _ in range(2))
+    assert there == again != identity(model, tiny[0], RECIPE.replace(**second))
+
+
+def test_a_network_that_is_random_in_eval_mode_goes_on(cnn, train, tmp_path, capsys):
+    class Noisy(nn.Sequential):
+        def forward(self, x):
+            return nn.functional.dropout(super().forward(x), 0.5)
+
+    finished = train(Noisy(*cnn().children()), folder=tmp_path)
+    train(finished.model, folder=tmp_path)
+    assert "finished, nothing to compute" in capsys.readouterr().out
+
+
+def test_a_compiled_networks_weights_are_its_own(cnn, train, tmp_path):
+    trained = train(torch.compile(cnn(), backend="eager"), folder=tmp_path)
+    assert same(load_model(tmp_path, cnn(1)), trained.ema._orig_mod)
+
+
+def test_other_class_names_are_another_result(tiny, train, tmp_path):
+    train(folder=tmp_path)
+    images = [dataclasses.replace(split, classes=("cow", "dog", "elk")) for split in tiny]
+    assert train(folder=tmp_path, images=images).results["recall"].keys() == {"cow", "dog", "elk"}
 
 
 @pytest.mark.parametrize("split", [0, 1])
@@ -480,6 +538,7 @@ NETWORKS = {
     "cannot take a batch": lambda cnn: nn.Linear(5, 3),
     "the model has 4 outputs; the data have 3 classes": lambda cnn: cnn(outputs=4),
     "object, not its class": lambda cnn: ResNet9,
+    "gives probabilities.*leave out the softmax": lambda cnn: nn.Sequential(cnn(), nn.Softmax(1)),
     "switch auxiliary outputs off": lambda cnn: Auxiliary(3, 3),
 }
 
@@ -497,6 +556,18 @@ def test_test_images_of_another_kind_are_refused(other, tiny, cnn):
     test = dataclasses.replace(tiny[1], **other)
     with pytest.raises(InputError, match=r"^test is .* of the classes, size, mean and std of train"):
         fit(cnn(), tiny[0], test, SCHEDULE, RECIPE)
+
+
+def test_loaders_of_other_classes_or_transforms_are_told_apart(tiny, cnn):
+    def batches(classes, transform=None):
+        data = TensorDataset(tiny[0].pixels.permute(0, 3, 1, 2) / 255, tiny[0].labels)
+        data.classes, data.transform = classes, transform
+        return DataLoader(data, batch_size=8)
+
+    first, second = batches(["ant", "bee", "cat"]), batches(["ant", "cat"], nn.Identity())
+    with pytest.raises(InputError, match=r"the classes of test is \['ant', 'cat'\]; it has to be those of train"):
+        fit(cnn(), first, second, SCHEDULE, RECIPE)
+    assert identity(cnn(), first, RECIPE) != identity(cnn(), second, RECIPE)
 
 
 def test_training_images_are_checked_beside_a_test_loader(tiny, cnn):

@@ -7,9 +7,7 @@ from matplotlib.figure import Figure
 
 from ..errors import check
 from ..schedule import OneCycle
-from ._base import COLORS, GREY, Picture, beside, epoch_axis, policy_curve, show_ends, styled
-
-BLUE, ORANGE, GREEN = COLORS[:3]
+from ._base import BLUE, COLORS, GREEN, GREY, ORANGE, Picture, beside, epoch_axis, policy_curve, show_ends, styled
 
 
 @styled
