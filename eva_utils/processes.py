@@ -83,7 +83,7 @@ def process_group() -> Iterator[None]:
     NCCL joins GPUs, gloo CPUs. Within, only rank 0 prints. An error ends all processes, and the one that fails first
     tells its own: what the others could say is the echo of it.
     """
-    if "RANK" not in os.environ or _in_group():
+    if not {"RANK", "MASTER_ADDR"} <= os.environ.keys() or _in_group():
         yield
         return
     backend = "gloo"  # also for what lies in a CPU's memory, whatever the GPUs do
