@@ -202,6 +202,8 @@ def split(data: str, held_out: bool) -> tuple[eva.Images, eva.Images]:
 def run(recipe: Callable, job: Job, test: eva.Images) -> dict:
     """Train, and the accuracies (%) after the last epoch: last weights (raw), their average (ema), both with TTA."""
     model, schedule, recipe = recipe(job)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     result = eva.fit(model, job.train, test, schedule, recipe, folder=job.folder)
     last, rates = result.history[-1], [step["applied"] for step in result.steps]
     return {
@@ -218,6 +220,7 @@ def run(recipe: Callable, job: Job, test: eva.Images) -> dict:
         "skipped_steps": result.results["skipped_steps"],
         "gpu_gb": torch.cuda.max_memory_allocated() / 1e9,
         **machine(),
+        "precision": result.results["precision"],
     }
 
 

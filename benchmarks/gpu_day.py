@@ -70,8 +70,8 @@ def main() -> None:
             images = some(images, len(images))  # mixed: it whitens by the first 5,000, in a folder all of one class
             content = {"images": images.pixels, "labels": images.labels, "classes": images.classes}
             torch.save(content, peers / f"cifar10/{split}.pt")
-        for script in (peers / "legacy/airbench94_compiled.py", peers / "airbench94_muon.py"):
-            script.write_text(re.sub(r"for run in range\(\d+\)", "for run in range(10)", script.read_text()))  # not 200
+    for script in (peers / "legacy/airbench94_compiled.py", peers / "airbench94_muon.py") if peers else ():
+        script.write_text(re.sub(r"for run in range\(\d+\)", "for run in range(10)", script.read_text()))  # not 200
     for name, lot, minutes, command, small in STEPS:
         file, log, now = out / f"{name}.json", out / f"{name}.log", time.monotonic()
         left, foreign = start + 60 * args.minutes - now, "{peers}" in command

@@ -104,8 +104,6 @@ def cycle(out, lr_min, lr_max, step_size, cycles) -> None:
     """Draw the zigzag (bare and annotated) and the cyclic policies side by side."""
     from .run import folder_of
 
-    check("cycles", cycles, 1 <= cycles <= 100, "between 1 and 100")
-    check("lr_max", lr_max, lr_max <= 1e6, "1,000,000 or less, to be drawn")
     zigzag, end = eva.Triangular(lr_min, lr_max, step_size), 2 * step_size * cycles
     policies = {
         "triangular": zigzag,
@@ -154,7 +152,7 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
 
     add = command(predict)
     add("run", help="the folder that was OUT")
-    add("files", nargs="+", help="photos")
+    add("files", nargs="+", help="photos; other sizes are resized and cropped to the one trained on")
     add("--json", dest="as_json", action="store_true", help="all probabilities, as json")
     command(explain)("run", help="the folder that was OUT")
     add = command(cycle)
@@ -207,8 +205,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         early = argparse.ArgumentParser("eva-utils train", add_help=False)
         early.add_argument("--config")
-        if argv[:1] == ["train"] and (file := early.parse_known_args(argv)[0].config):
-            argv = ["train", *_flags_in(file), *argv[1:]]
+        early.add_argument("--epochs")
+        known = early.parse_known_args(argv)[0]
+        if argv[:1] == ["train"] and known.config:  # of other epochs, the peak is another one
+            flags = [flag for flag in _flags_in(known.config) if not (known.epochs and "--peak-epoch" in flag)]
+            argv = ["train", *flags, *argv[1:]]
         options = vars(_parser(argv).parse_args(argv))
         from .processes import stoppable  # torch with it
 

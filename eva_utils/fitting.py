@@ -23,7 +23,7 @@ from .recipe import Recipe
 from .run import CONFIG, RANGE, differences, exclusive, folder_of, plain, read_json, write_json
 from .train import Trainer
 
-HEADER = "epoch    rate   train loss  acc %   test loss  acc %  EMA acc %   images/s  remaining"
+HEADER = "epoch      rate   train loss  acc %   test loss  acc %  EMA acc %   images/s  remaining"
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,15 +105,14 @@ def fit(
     ):
         if isinstance(train, Images) and isinstance(test, Images):
             check("test", test, about(train) == about(test), f"of the classes, size, mean and std of train, {train!r}")
-        names = [getattr(getattr(data, "dataset", data), "classes", None) for data in (train, test)]
-        same = None in names or list(names[0]) == list(names[1])
-        check("the classes of test", names[1], same, f"those of train, {names[0]}")
+        named = [getattr(getattr(data, "dataset", data), "classes", None) for data in (train, test)]
+        names = [[*map(str, some)] if isinstance(some, (list, tuple)) else None for some in named]
+        check("the classes of test", names[1], None in names or names[0] == names[1], f"those of train, {names[0]}")
         whole = callable(schedule) and getattr(schedule, "epochs", 0.5) % 1 == 0  # 0.5: it has none
         check("schedule", schedule, whole, "a policy with a whole number of epochs, such as OneCycle")
         if isinstance(train, Images):
             check_network(model, train, recipe)
         batches = loader(train, recipe, device, outputs=check_network(model, test, recipe))
-        model.trained_on = about(train)
         settings = identity(model, train, recipe, test, schedule)
         mine = settings | {"precision": precision, "device": device.type}
         if changed := differences(on_first(lambda: mine)(), mine):  # machines may differ in their data
@@ -121,10 +120,13 @@ def fit(
         trainer = Trainer(model, batches, schedule, recipe, precision)
         keeper = Keeper(trainer, settings, test, folder)
         keeper.begin(fresh)
+        model.trained_on = trainer.ema.trained_on = about(train)
         if folder and rank() == 0:
             note_config(folder / CONFIG, recipe, schedule)
         if trainer.history:
             begun -= trainer.history[-1]["seconds"]  # those of the calls before count, too
+        if recipe.criterion is not None:
+            print("The train loss is your criterion's, the test loss cross-entropy in nats: do not compare them.")
         rows = [line(row, trainer.epochs) for row in trainer.history]
         print(f"{describe(device, world_size())}, {precision}", HEADER, *rows, sep="\n")
         on_device = to_device(test, device) if isinstance(test, Images) else test
@@ -161,7 +163,7 @@ def line(row: dict, epochs: int) -> str:
     left = (epochs - row["epoch"]) * row["seconds"] / row["epoch"]
     skipped = f"  {row['skipped']} step{'s' * (row['skipped'] > 1)} skipped (overflow)" if row["skipped"] else ""
     return (
-        f"{row['epoch']:>5}  {row['lr']:>6.4f}  {row['train_loss']:>11.4f} {row['train_accuracy']:>6.2f}"
+        f"{row['epoch']:>5}  {row['lr']:>8.3g}  {row['train_loss']:>11.4f} {row['train_accuracy']:>6.2f}"
         f"  {row['test_loss']:>10.4f} {row['test_accuracy']:>6.2f}  {row['test_accuracy_ema']:>9.2f}"
         f"  {row['images_per_second']:>9,.0f}  {tqdm.format_interval(left):>9}{skipped}"
     )

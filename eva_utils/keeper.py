@@ -9,7 +9,7 @@ from pathlib import Path
 from . import run
 from .errors import InputError, check
 from .identity import answers, crc32, same_answers
-from .processes import on_first, rank
+from .processes import on_first
 
 SAVE_SECONDS = 20  # between two checkpoints: after each epoch of half a second they would take longer than training
 HINTS = {
@@ -90,8 +90,8 @@ class Keeper:
                 weights = self.weights_now()
                 on_first(self._save)()
                 self.mark(weights)
-            if rank() == 0:  # after the checkpoint: what is put back has to be what it holds, even if this fails
-                run.write_csv(self.folder / run.HISTORY, self.trainer.history)
+            # After the checkpoint: what is put back has to be what it holds, even if this fails.
+            on_first(run.write_csv)(self.folder / run.HISTORY, self.trainer.history)
         except InputError as error:
             if done:
                 raise

@@ -17,7 +17,7 @@ from .errors import InputError, check, first_line
 from .model import ResNet9, device_of, forward
 from .photos import photo
 from .processes import rank, total, world_size
-from .run import MODEL, folder_of, plain, read_tensors
+from .run import MODEL, folder_of, read_tensors
 
 BATCH = 1000  # of 32 x 32 pixels; of larger images as many fewer
 
@@ -32,6 +32,16 @@ class Metrics:
     n: int
 
 
+def check_trained_on(model: nn.Module, images: Images) -> None:
+    """Raises ``InputError`` if ``model`` says that it was trained on other classes or channel statistics."""
+    there = getattr(model, "trained_on", None)
+    if isinstance(there, dict) and there.get("classes"):
+        differ = ["classes"] * (list(images.classes) != there["classes"])
+        differ += [key for key in ("mean", "std") if not np.allclose(there[key], getattr(images, key), atol=1e-3)]
+        right = "[]; a model that was trained on others since has model.trained_on = None"
+        check("what the images have unlike those trained on", differ, not differ, right)
+
+
 def _logits_of(model: nn.Module, data, tta: bool, precision: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(logits, labels) batch by batch, in eval mode, on the model's device; the model is left as it was."""
     device = device_of(model)
@@ -39,10 +49,7 @@ def _logits_of(model: nn.Module, data, tta: bool, precision: str) -> Iterator[tu
     if isinstance(data, Images):
         height, width = data.pixels.shape[1:3]
         size, classes = min(BATCH, max(1, BATCH * 32 * 32 // (height * width))), len(data.classes)
-        here = {"classes": data.classes, "mean": data.mean, "std": data.std, "image_size": (height, width)}
-        there = getattr(model, "trained_on", {})
-        differ = [key for key, value in here.items() if there.get(key) not in (None, plain(value))]
-        check("what the images have unlike those trained on", differ, not differ, "[]; see model.trained_on")
+        check_trained_on(model, data)
     modes = [(module, module.training) for module in model.modules()]
     for x, y in plain_batches(data, size, device):
         model.eval()
@@ -176,7 +183,7 @@ def load_model(run: str | Path, model: nn.Module | None = None) -> nn.Module:
             known = "prep.conv.weight" in weights
             check("model", "not given", known, "given: the run is of another network than ResNet9")
             model = ResNet9(weights["head.linear.weight"].shape[0], weights["prep.conv.weight"].shape[0])
-        model.load_state_dict(weights)
+        getattr(model, "_orig_mod", model).load_state_dict(weights)  # the network that torch.compile has wrapped
     except (KeyError, RuntimeError) as error:
         raise InputError(f"{str(file)!r} does not fit this network ({first_line(error)})") from error
     model.trained_on = content

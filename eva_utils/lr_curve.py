@@ -88,6 +88,8 @@ def read_curve(lr: np.ndarray, loss: np.ndarray, guess: float = np.inf) -> LRRan
     starts above it; but never where the loss has come up again by 40 % of the whole fall. LR_MIN is where a fifth of
     the whole fall is made, at most a tenth of LR_MAX. Raises ``InputError`` for a curve that cannot be read.
     """
+    if (loss < 0).any():
+        raise InputError("the range test met a loss below 0, which ends it: add a constant to the criterion")
     end, half = int(np.append(~np.isfinite(loss), True).argmax()), SMOOTH // 2
     blew_up = end < len(loss) or loss[-1] > STOPS * loss.min()
     if end < 2 * SMOOTH:

@@ -88,7 +88,7 @@ def forward(model: nn.Module, x: torch.Tensor, classes: int | None) -> torch.Ten
         logits = model(x)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise InputError(f"the model cannot take a batch of {tuple(x.shape)}: {first_line(error)}") from error
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
         raise InputError(f"the model gives {kind(logits)}; it has to give logits (n, classes)")
@@ -105,6 +105,7 @@ def summary(model: nn.Module, size: int = 32) -> str:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
+    device_of(model)  # for its check
     shapes, counter = {}, FlopCounterMode(display=False)
     network = copy.deepcopy(model).eval()  # hooks and mode are those of a copy
     for module in network.modules():
@@ -113,7 +114,7 @@ def summary(model: nn.Module, size: int = 32) -> str:
         with torch.no_grad(), counter:
             first = next(network.parameters())
             network(torch.zeros(1, 3, size, size, device=first.device, dtype=first.dtype))
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         raise InputError(
             f"the model cannot take {size} x {size} pixels; give another size= ({first_line(error)})"
         ) from error

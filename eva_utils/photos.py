@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ SUFFIXES = frozenset({
 
 def load_data(data: str, root: str = "data", size: int | None = None) -> tuple[Images, Images]:
     """(train, test) of "cifar10" (archive in ``root``), "digits" or an image folder's path."""
+    check("size", size, size is None or data not in ("cifar10", "digits"), f"left out: {data} has its own")
     if data == "cifar10":
         return cifar10(root)
     return digits() if data == "digits" else image_folder(data, size)
@@ -61,13 +63,15 @@ def _find(root: Path) -> tuple[dict, dict, str]:
     """({class: training files}, {class: test files}, what to say of the split)."""
     folders = {d.name.lower(): d for d in _folders(root)}
     tests = [folders[name] for name in ("test", "val", "valid", "validation") if name in folders]
+    used = [folders["train"], *tests[:1]] if "train" in folders else []
+    unused = ", ".join(sorted(d.name for d in _folders(root) if used and d not in used))
+    note = f"; not used: {unused}" * bool(unused)
     if "train" in folders and tests:
         train, test = _classes(folders["train"]), _classes(tests[0])
         for name in sorted(train.keys() ^ test.keys()):
             where = folders["train"] if name in test else tests[0]
             raise InputError(f"class {name!r} is missing in {str(where)!r}; both splits need every class")
-        unused = sorted(d.name for d in folders.values() if d not in (folders["train"], tests[0]))
-        return train, test, f"; not used: {', '.join(unused)}" if unused else ""
+        return train, test, note
     if len(folders) == 1 and _folders(inside := next(iter(folders.values()))):
         return _find(inside)  # a folder within the folder, as unzipping leaves it
     from sklearn.model_selection import train_test_split
@@ -76,7 +80,7 @@ def _find(root: Path) -> tuple[dict, dict, str]:
     for name, files in _classes(folders.get("train", root)).items():
         check(f"number of images of class {name!r}", len(files), len(files) > 1, "2 or more to be split")
         train[name], test[name] = map(sorted, train_test_split(files, test_size=0.2, random_state=0))
-    return train, test, "; there is no test/, so a fifth of each class was kept for it"
+    return train, test, "; there is no test/, so a fifth of each class was kept for it" + note
 
 
 def _folders(root: Path) -> list[Path]:
@@ -115,8 +119,9 @@ def _read(files: list[Path], size: int | None) -> np.ndarray:
             f"{memory / 1e9:.1f} GB; take smaller ones: --size 64 (size=64) or so"
         )
     pixels = np.empty((len(files), *shape), np.uint8)
-    with ThreadPoolExecutor() as pool:  # decoding releases the GIL
-        arrays = tqdm(pool.map(lambda file: photo(file, size), files), "images", len(files), delay=2, mininterval=1)
+    # Decoding releases the GIL. Closed first, so that after a refusal no further file is decoded.
+    with ThreadPoolExecutor() as pool, closing(pool.map(lambda file: photo(file, size), files)) as decoded:
+        arrays = tqdm(decoded, "images", len(files), delay=2, mininterval=1)
         for i, array in enumerate(arrays):
             if array.shape != shape:
                 raise InputError(
@@ -142,9 +147,8 @@ def photo(file: Path, size: int | None = None) -> np.ndarray:
                 image = center_crop(resize(image, size), size)
             pixels = np.asarray(image)
     except Exception as error:  # Pillow raises many kinds for broken files, SyntaxError among them
-        raise InputError(
-            f"{str(file)!r} cannot be read as an image ({first_line(error)}); mend or remove it"
-        ) from error
+        cure = "mend it, convert it to .jpg, or remove it"
+        raise InputError(f"{str(file)!r} cannot be read as an image ({first_line(error)}); {cure}") from error
     if mode.startswith(("I", "F")):  # Pillow has clipped these to 0..255 without a word
         raise InputError(f"{str(file)!r} has more than 8 bits a channel (mode {mode}); save it with 8")
     return pixels

@@ -11,6 +11,7 @@ import re
 import reprlib
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -83,7 +84,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value) -> None:
-    write_bytes(path, f"{json.dumps(value, indent=1, default=_in_json)}\n".encode())
+    write_bytes(path, f"{json.dumps(value, indent=1, default=_in_json, skipkeys=True)}\n".encode())
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
@@ -110,10 +111,12 @@ def _reading(path: Path) -> Iterator[None]:
         near = copy_of(path)
         hint = f"; {near!r} is there: rename it" if near else ": is this the folder of a finished run?"
         raise InputError(f"{str(path)!r} is not there{hint}") from error
+    except (OSError, MemoryError) as error:  # of the content nothing is known
+        raise InputError(f"{str(path)!r} cannot be read: {first_line(error) or 'out of memory'}") from error
     except Exception as error:  # a damaged file fails in many ways
         code = isinstance(error, pickle.UnpicklingError)  # torch would tell how to run it
         why = "it holds more than tensors and numbers" if code else first_line(error)
-        cure = "if it is a run's, delete it: the same call writes it anew"
+        cure = "if it is a run's, delete it: the training's call writes it anew"
         raise InputError(f"{str(path)!r} is damaged or no file of a run ({why}); {cure}") from error
 
 
@@ -142,19 +145,24 @@ def read_tensors(path: Path) -> dict:
 
 def plain(value):
     """``value`` as json gives it back, to be stored and compared; an object as its ``repr`` without addresses."""
-    return json.loads(json.dumps(value, default=_in_json))
+    return json.loads(json.dumps(value, default=_in_json, skipkeys=True))
 
 
 def _in_json(value):
     if dataclasses.is_dataclass(value):
         return dataclasses.asdict(value)
     if isinstance(value, torch.nn.Module):  # a criterion's repr does not tell all it has
-        options = {name: option for name, option in vars(value).items() if not name.startswith("_")}
-        return {repr(value): options | value.state_dict()}
-    if inspect.isfunction(value):  # nor does a lambda's
-        with suppress(OSError):
-            return " ".join(inspect.getsource(value).split())
+        options = [{k: v for k, v in vars(part).items() if not k.startswith("_")} for part in value.modules()]
+        return {without_addresses(repr(value)): {"options": options, **value.state_dict()}}
+    if inspect.isfunction(value) and not value.__module__.startswith("torch."):  # nor does a lambda's
+        return f"{value.__qualname__} {zlib.crc32(_code(value.__code__).encode()):08x}"
     return value.tolist() if hasattr(value, "tolist") else without_addresses(repr(value))
+
+
+def _code(code) -> str:
+    """What a function does, without where it stands."""
+    constants = [_code(value) if inspect.iscode(value) else repr(value) for value in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {constants}"
 
 
 def without_addresses(text: str) -> str:

@@ -18,7 +18,7 @@ from .recipe import Recipe
 from .schedule import ratios
 
 EMA_EVERY = 5  # steps between two updates of the average: as good as every step, at a fifth of the cost
-FINITE = "finite: lower lr_max, the rate is too high, or look for nan in your loader (the last checkpoint is kept)"
+FINITE = "finite: lower lr_max, or look for nan in your own loader (the last checkpoint, if any, is kept)"
 
 
 def step(network, optimizer, scaler, recipe: Recipe, x, y, precision: str, share: float = 1.0):

@@ -221,7 +221,7 @@ def test_a_run_that_was_trained_on_a_loader_knows_no_classes(cnn, tiny, tmp_path
 def test_images_of_another_kind_than_trained_on_are_refused(run, tiny):
     model = load_model(run[0])
     assert evaluate(model, tiny[1]).accuracy == evaluate(run[1].ema, tiny[1]).accuracy
-    for other in ({"classes": ("cat", "ant", "bee")}, {"mean": (0.1, 0.2, 0.3)}, {"pixels": tiny[1].pixels[:, :8]}):
+    for other in ({"classes": ("cat", "ant", "bee")}, {"mean": (0.1, 0.2, 0.3)}):
         for network in (model, run[1].model):
             with pytest.raises(InputError, match="what the images have unlike those trained on is"):
                 evaluate(network, dataclasses.replace(tiny[1], **other))

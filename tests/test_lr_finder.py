@@ -98,8 +98,9 @@ def test_lr_max_stays_before_a_blow_up_that_ends_the_test(last):
         (VALLEY[:10], "gave 10 finite losses; 22 or more can be read: take more steps"),
         (np.where(np.arange(90) < 15, VALLEY, np.nan), "gave 15 .*: lower lr_start"),
         (np.full(90, np.nan), "gave 0 .*: check data and model"),
+        (VALLEY - 2, "a loss below 0.*add a constant"),
     ],
-    ids=["constant", "hardly falling", "noise", "ten steps", "nan early", "nan"],
+    ids=["constant", "hardly falling", "noise", "ten steps", "nan early", "nan", "negative"],
 )
 def test_curves_without_an_answer_are_refused_with_the_cure(loss, message):
     with pytest.raises(InputError, match=message):
@@ -107,6 +108,11 @@ def test_curves_without_an_answer_are_refused_with_the_cure(loss, message):
 
 
 # The test itself
+
+
+def test_the_few_images_left_over_in_an_epoch_are_left_out():
+    sizes = (8, 8, 1, 8, 2, 8)
+    assert [len(x) for x, _ in lr_finder._large((torch.zeros(n), torch.zeros(n)) for n in sizes)] == [8, 8, 8, 2, 8]
 
 
 def test_the_losses_are_those_of_a_training_at_these_rates(monkeypatch, device, images, model):

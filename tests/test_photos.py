@@ -171,9 +171,13 @@ def test_photos_of_any_size_become_squares(splits, tmp_path, capsys):
 @pytest.mark.parametrize("inside", [".", "photos", "train"])
 def test_without_a_split_a_fifth_of_each_class_is_kept_for_the_test(inside, tmp_path, capsys):
     photos(tmp_path / "photos" / inside, n=10)
+    (tmp_path / "photos" / "eval").mkdir() if inside == "train" else None
     (train, test), again = (image_folder(tmp_path / "photos", size=16) for _ in range(2))
     assert np.bincount(train.labels).tolist() == [8] * 3 and np.bincount(test.labels).tolist() == [2] * 3
-    assert "there is no test/, so a fifth of each class was kept" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "there is no test/, so a fifth of each class was kept" in out and ("not used: eval" in out) == (
+        inside == "train"
+    )
     assert torch.equal(again[0].pixels, train.pixels) and torch.equal(again[1].pixels, test.pixels)
     assert len({image.numpy().tobytes() for split in (train, test) for image in split.pixels}) == 30
 
@@ -190,4 +194,6 @@ def test_uneven_classes_and_too_large_data_are_said(tmp_path, capsys, monkeypatc
     with pytest.raises(InputError, match=r"31 images of 64 x 64 pixels take .* GB, .*--size 64"):
         image_folder(root, size=64)
     monkeypatch.delattr(photos_module.os, "sysconf")  # as on Windows
-    assert len(image_folder(root, size=64)[0]) > 20
+    assert len(image_folder(root, size=64)[0]) == 13
+    with pytest.raises(InputError, match="size is 64; it has to be left out: digits has its own"):
+        photos_module.load_data("digits", size=64)

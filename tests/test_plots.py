@@ -56,7 +56,7 @@ def follows(figure, policy) -> bool:
     return any(np.allclose(line.get_ydata(), policy(np.asarray(line.get_xdata()))) for line in long)
 
 
-def test_every_figure_is_saved_in_a_sane_size_and_leaves_no_trace(curve, run, tmp_path, capsys):
+def test_every_figure_is_saved_in_a_sane_size_and_leaves_no_trace(curve, run, tmp_path, capsys, monkeypatch):
     """Also without pyplot's figures, in the caller's style, and whatever the classes are called."""
     few, model = images(), eva.ResNet9(3, 4)
     figures = {
@@ -85,6 +85,8 @@ def test_every_figure_is_saved_in_a_sane_size_and_leaves_no_trace(curve, run, tm
     assert picture.startswith(b"\x89PNG") and metadata == {"alt": "The cyclic learning rate and its terms"}
     with pytest.raises(InputError, match=r"\.png"):
         plots.save(plots.zigzag(ZIGZAG), tmp_path / "zigzag.pdf")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert plots.save(plots.zigzag(ZIGZAG), "~/zigzag.png") == tmp_path / "zigzag.png"
 
 
 def test_axes_of_ones_own_are_drawn_into(curve):

@@ -19,10 +19,10 @@ SCREEN, FINE = 100, 200  # dots an inch: in a notebook, and of saved figures unl
 # Words in each have a contrast of 4.5 : 1 or more on white; the colour-blind can tell the first three apart.
 COLORS = BLUE, ORANGE, GREEN, *_ = ("#0072b2", "#b85600", "#00694c", "#1f1f1f", "#8f4fa8", "#6e6e6e")
 GREY = "0.35"
-STYLE = sns.axes_style("whitegrid") | {
+STYLE = {key: value for key, value in sns.axes_style("whitegrid").items() if not key.startswith("font.")} | {
     "grid.color": ".9", "axes.edgecolor": ".6", "axes.spines.top": False, "axes.spines.right": False,
     "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 11,
-    "text.parse_math": False,  # the names of classes: "5$ or 10$" is no formula
+    "text.parse_math": False, "text.usetex": False,  # the names of classes: "5$ or 10$" is no formula
     "figure.titlesize": 13, "figure.titleweight": "bold", "legend.frameon": False, "legend.fontsize": 10,
 }  # fmt: skip
 
@@ -108,7 +108,7 @@ def show_ends(ax, digits: int, *, accuracy: bool) -> None:
 
 def save(figure: Figure, path: str | Path) -> Path:
     """Write ``figure`` as a PNG, whole or not at all; returns its path. Raises ``InputError`` where it cannot."""
-    path = Path(path)
+    path = Path(path).expanduser()
     check("path", str(path), path.suffix.lower() == ".png", "a name that ends in .png")
     write_bytes(path, png(figure))
     return path
