@@ -26,7 +26,7 @@ from eva_utils.lr_curve import LRRange
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf8")
 RECIPES = (ROOT / "docs" / "recipes.md").read_text(encoding="utf8")
-RUN = ROOT / "assets" / "runs" / "cifar10-jpeg-24"
+RUN = ROOT / "assets" / "runs" / "cifar10-24"
 
 
 def tool(name: str):
@@ -53,7 +53,7 @@ def test_the_run_is_the_assignments_and_applied_what_was_planned():
     results, found = (json.loads((RUN / f"{name}.json").read_text(encoding="utf8")) for name in ("results", "lr_range"))
     expected = {"n_train": 50_000, "n_test": 10_000, "params": 6_573_120, "epochs": 24, "peak_epoch": 5}
     assert results.items() >= (expected | {"batch_size": 512}).items()
-    assert results["test_accuracy_ema"] >= 90.5
+    assert results["test_accuracy_ema"] >= 93.5
     assert (found["lr_min"], found["lr_max"]) == (results["lr_min"], results["lr_max"])  # found, not typed in
     history, steps = rows("history.csv"), rows("lr.csv")
     assert [row["epoch"] for row in history] == list(range(1, 25))
@@ -68,10 +68,9 @@ def test_the_run_is_the_assignments_and_applied_what_was_planned():
 
 
 def test_pictures_are_small_enough_to_look_at():
-    assert len(list((RUN / "figures" / "gradcam").glob("*.png"))) == 25
     for path in (ROOT / "assets").rglob("*.png"):
         with Image.open(path) as image:
-            assert path.stat().st_size < 200_000 and image.width <= 1900, path
+            assert path.stat().st_size < 300_000 and image.width <= 1900, path
 
 
 # Pages
@@ -82,10 +81,11 @@ def test_the_numbers_on_readmes_first_screen_are_the_measured_ones():
         benchmark.Rows(ROOT / f"assets/benchmarks/{name}.json").rows for name in ("accuracy", "superconvergence")
     )
 
-    def ema(data: str, recipe: str) -> list[float]:
-        return [r["ema"] for r in rows if (r["data"], r["recipe"], r["tested_on"]) == (data, recipe, "test")]
+    def ema(width: int) -> list[float]:
+        key = ("cifar10-pixels", "ours", "test", width)
+        return [r["ema"] for r in rows if (r["data"], r["recipe"], r["tested_on"], r["width"]) == key]
 
-    small, full, fast = ema("cifar10-pixels", "ours"), *(ema("cifar10-jpeg", name) for name in ("ours", "cifar10-fast"))
+    small, results = ema(16), json.loads((RUN / "results.json").read_text(encoding="utf8"))
     ends = [
         [r["test_accuracy_ema"][-1] for r in schedules if r["policy"] == policy and r["data"] == "cifar10-pixels"
          and not r["tested_on"]]
@@ -95,18 +95,12 @@ def test_the_numbers_on_readmes_first_screen_are_the_measured_ones():
     ours, lowest, steepest = (
         line.split(" | ")[1] for line in lr_tables.regret(tool("update_tables").rates()).splitlines()[2:5]
     )
-    seconds = [
-        json.loads((ROOT / f"assets/runs/{run}/results.json").read_text(encoding="utf8"))["seconds_total"]
-        for run in ("cifar10-jpeg-24", "cifar10-jpeg-24-cpu")
-    ]
     for said in (
         f"**{benchmark.spread(small)} %** (n = {len(small)})",
-        f"**{benchmark.spread(full)} %** (n = {len(full)})",
-        f"cifar10-fast {benchmark.spread(fast)} %",
+        f"{results['test_accuracy_ema']:.2f} % (one run)",
         f"loses {ours} points against the best of nine rates; the steepest point loses {steepest}, the lowest {lowest}",
         f"{ahead:.1f} ± {error:.1f} points ahead ([n = {len(ends[0])}]",
-        f"[{seconds[0]:.0f} s](",
-        f"[{seconds[1] / 60:.0f} minutes](",
+        f"[{results['seconds_total'] / 60:.0f} minutes](",
     ):
         assert said in README, said
 
