@@ -152,7 +152,8 @@ def test_a_failing_rank_ends_all_with_its_own_message(group):
     """The last one's: another seed than the others' in one group, a fault in the other."""
     *others, (status, _, err) = group.ended
     assert status != 0 and all(status != 0 for status, _, _ in others)
-    assert [err for _, _, err in others] == [""] * (group.n - 1)
+    ends = "terminate called without an active exception\n"  # of torch's threads, now and then
+    assert [err.replace(ends, "") for _, _, err in others] == [""] * (group.n - 1)
     if group.n == 2:
         assert "InputError: process 1 was given something else" in err and "recipe.seed: 0 there, 1 here" in err
     else:
