@@ -161,7 +161,9 @@ def _in_json(value):
 
 def _code(code) -> str:
     """What a function does, without where it stands."""
-    constants = [_code(value) if inspect.iscode(value) else repr(value) for value in code.co_consts]
+    # A set's order is another one in each process.
+    sets = [sorted(map(repr, value)) if isinstance(value, frozenset) else value for value in code.co_consts]
+    constants = [_code(value) if inspect.iscode(value) else repr(value) for value in sets]
     return f"{code.co_code.hex()} {code.co_names} {constants}"
 
 
