@@ -6,7 +6,7 @@
 For each setting and seed, one-cycle trainings of some 25,000 images: with the pair that ``find_lr`` reads off its range
 test, with those of other rules, and with the LR_MAX of a grid (LR_MIN a twentieth of it), which is wider where the best
 is at its end; then Prodigy and schedule-free, which need no rates. Accuracy on images held out of the *training* set.
-Writes assets/benchmarks/lr_study.json, a row a training, the cheapest settings first, and prints what came out.
+Writes assets/benchmarks/lr_study.json, a row a training; prints two tables and draws one figure of it.
 """
 
 from __future__ import annotations
@@ -30,13 +30,17 @@ from accuracy import Cycle
 from common import ASSETS, Rows, machine, markdown, where
 from eva_utils.batches import loader
 from eva_utils.device import autocast, choose_device, choose_precision, keep_memory
+from eva_utils.lr_curve import BARE
 from eva_utils.lr_finder import range_test
 from eva_utils.model import conv_bn
+from eva_utils.plots._base import BLUE, ORANGE, Picture, styled
 from eva_utils.train import Trainer
 from lr_rules import ADAMW, RATIO, TESTS, Curves, rates
 
 SEEDS = range(3)
 RULES = ("eva_utils", "lowest / 10", "steepest", "valley", "Prodigy", "schedule-free")
+# What eva_utils did for SGD and networks without normalisation layers, too, until this study showed what that costs.
+WHOLE = "not halved"
 GRID, MOST = 6, 12  # so many LR_MAX, a factor of two apart, and at most where the best stays at an end
 
 
@@ -50,6 +54,11 @@ class Setting:
     epochs: int
     momentum: float = 0.9  # of SGD
 
+    @property
+    def bare(self) -> bool:
+        """Whether it is SGD and a network without normalisation layers."""
+        return self.optimizer == "sgd" and self.network.startswith(("MLP", "CNN"))
+
     def __str__(self) -> str:
         momentum = f", momentum {self.momentum:g}" if self.optimizer == "sgd" else ""
         return (
@@ -58,12 +67,10 @@ class Setting:
         )
 
 
-LENGTHS = {"sgd": [Setting("digits", "MLP", 32, "sgd", 1e-3, epochs) for epochs in (4, 16, 80)],
-           "adamw": [Setting("digits", "CNN", 32, "adamw", 0.01, epochs) for epochs in (4, 16, 80)]}  # fmt: skip
 SETTINGS = [
-    LENGTHS["sgd"][1],
+    Setting("digits", "MLP", 32, "sgd", 1e-3, 16),
     Setting("pairs", "MLP, zero head", 1024, "sgd", 1e-3, 6),
-    LENGTHS["adamw"][1],
+    Setting("digits", "CNN", 32, "adamw", 0.01, 16),
     Setting("cifar10", "MLP", 128, "sgd", 0.0, 3, momentum=0.0),
     Setting("cifar10", "CNN", 64, "sgd", 5e-4, 3),
     Setting("cifar10", "CNN, zero head", 128, "adamw", 0.01, 3),
@@ -78,7 +85,14 @@ SETTINGS = [
     Setting("cifar10", "ResNet9-32", 512, "adamw", 0.1, 3),
     Setting("cifar10", "ResNet9-32", 128, "sgd", 5e-4, 3),
 ]
-ALL = [LENGTHS["sgd"][0], LENGTHS["adamw"][0], *SETTINGS[:3], LENGTHS["sgd"][2], LENGTHS["adamw"][2], *SETTINGS[3:]]
+OTHERS = [
+    *(Setting("digits", "MLP", 32, "sgd", 1e-3, epochs) for epochs in (4, 80)),  # two of the above at other lengths
+    *(Setting("digits", "CNN", 32, "adamw", 0.01, epochs) for epochs in (4, 80)),
+    Setting("digits", "CNN", 64, "sgd", 5e-4, 30),  # three made when the others had shown that such networks need half
+    Setting("cifar10", "MLP", 64, "sgd", 5e-4, 6),
+    Setting("cifar10", "CNN", 256, "sgd", 1e-3, 4),
+]
+ALL = [*SETTINGS, *OTHERS]
 Pair = tuple[float, float]  # (LR_MIN, LR_MAX)
 Task = tuple[Setting, int, str, Pair | None]  # with seed and rule; None: the range tests
 
@@ -237,8 +251,11 @@ def run(rows: Rows, task: Task, root: str) -> dict:
 
 def pairs(rows: Rows, setting: Setting, seed: int) -> dict[str, Pair]:
     """The rates of each rule; none of ours if it cannot read the curve. Of methods that need none: (1, 1)."""
-    found = rates(done(rows, setting, seed, "range test")["curves"], 100 if setting.data == "pairs" else 10)
-    return {rule: found.get(rule, (1.0, 1.0)) for rule in RULES if rule in found or rule in RULES[-2:]}
+    stored, classes = done(rows, setting, seed, "range test")["curves"], 100 if setting.data == "pairs" else 10
+    found = rates(stored, classes)
+    if setting.bare and "eva_utils" in found:
+        found = rates(stored, classes, BARE) | {WHOLE: found["eva_utils"]}
+    return {rule: found.get(rule, (1.0, 1.0)) for rule in (*RULES, WHOLE) if rule in found or rule in RULES[-2:]}
 
 
 def on_grid(rate: float) -> Pair:
@@ -248,7 +265,8 @@ def on_grid(rate: float) -> Pair:
 def grid(rows: Rows, setting: Setting) -> dict[float, float | None]:
     """LR_MAX -> mean accuracy over the seeds, None where it has not been trained with."""
     found = [pairs(rows, setting, seed) for seed in SEEDS]
-    middle = mean(math.log2(each.get("eva_utils", each["lowest / 10"])[1] / 0.1) for each in found)
+    middles = [each.get(WHOLE) or each.get("eva_utils") or each["lowest / 10"] for each in found]
+    middle = mean(math.log2(lr_max / 0.1) for _, lr_max in middles)
     low = math.floor(middle) - GRID // 2 + 1
     high = low + GRID - 1
     while True:
@@ -281,33 +299,81 @@ def missing(rows: Rows, settings: list[Setting]) -> Iterator[Task]:
                         yield setting, seed, "grid", on_grid(rate)
 
 
-def table(rows: Rows, settings: list[Setting]) -> str:
-    """Points that each rule loses against the grid's best LR_MAX, of the settings that are complete, in Markdown."""
-    lines, lost = [], {}
-    for setting in settings:
-        if next(missing(rows, [setting]), None):
-            continue
-        tried, found, cells = grid(rows, setting), [pairs(rows, setting, seed) for seed in SEEDS], []
-        best = max(tried, key=tried.get)
-        lost[setting] = {}
-        for rule in RULES:
-            runs = [done(rows, setting, seed, rule, p[rule]) for seed, p in enumerate(found) if rule in p]
-            if runs:
-                lost[setting][rule] = tried[best] - mean(row["raw"] for row in runs)
-            marks = "*" * sum(row["failed"] for row in runs) + " refused" * (len(runs) < len(found))
-            cells.append(f"{lost[setting][rule] if runs else math.nan:.1f}{marks}")
-        maxima = ", ".join(f"{p['eva_utils'][1]:.2g}" if "eva_utils" in p else "none" for p in found)
-        lines.append([str(setting), f"{best:.2g}", f"{tried[best]:.1f}", *cells, maxima])
-    for kind in ("sgd", "adamw", ""):
-        group = [regrets for setting, regrets in lost.items() if kind in setting.optimizer]
-        columns = [[regrets[rule] for regrets in group if rule in regrets] for rule in RULES]
-        for name, statistic in (("mean", mean), ("worst", max), ("above 1", lambda x: sum(v > 1 for v in x))):
-            if all(columns):
-                cells = [f"**{statistic(column):.3g}**" for column in columns]
-                lines.append([f"**{name}{f', {kind}' if kind else ''}**", "", "", *cells, ""])
-    heads = dict.fromkeys(where(row) for row in rows.rows if "curves" in row)
-    title = f"{len(lost)} of {len(settings)} settings are complete; {'; '.join(heads)} (*: a seed that failed):\n\n"
-    return title + markdown(["setting", "best LR_MAX", "accuracy", *RULES, "LR_MAX found"], lines)
+def judged(rows: Rows, setting: Setting) -> tuple[float, float, dict[str, list[dict]]] | None:
+    """The grid's best LR_MAX, its accuracy, and each rule's trainings; None of a setting that is not complete."""
+    if next(missing(rows, [setting]), None):
+        return None
+    tried, found = grid(rows, setting), [pairs(rows, setting, seed) for seed in SEEDS]
+    best = max(tried, key=tried.get)
+    return best, tried[best], {
+        rule: [done(rows, setting, seed, rule, pair[rule]) for seed, pair in enumerate(found) if rule in pair]
+        for rule in (*RULES, WHOLE)
+    }  # fmt: skip
+
+
+def summary(rows: Rows) -> str:
+    """What each rule loses, in Markdown: mean and worst setting of three groups; settings above 1 point; failures."""
+    groups = {
+        "SGD": [setting for setting in SETTINGS if setting.optimizer == "sgd"],
+        "SGD, BatchNorm": [setting for setting in SETTINGS if setting.optimizer == "sgd" and not setting.bare],
+        "AdamW": [setting for setting in SETTINGS if setting.optimizer == "adamw"],
+    }
+    complete = {setting: found for setting in SETTINGS if (found := judged(rows, setting))}
+    lines = []
+    for rule in RULES:
+        runs = {setting: trained[rule] for setting, (_, _, trained) in complete.items() if trained[rule]}
+        lost = {setting: complete[setting][1] - mean(row["raw"] for row in some) for setting, some in runs.items()}
+        cells = []
+        for group in groups.values():
+            some = [lost[setting] for setting in group if setting in lost]
+            cells += [f"{statistic(some):.1f}" if some else "" for statistic in (mean, max)]
+        failed = [row["failed"] for some in runs.values() for row in some]
+        above = sum(points > 1 for points in lost.values())
+        lines.append([rule, *cells, f"{above} of {len(lost)}", f"{sum(failed)} of {len(failed)}"])
+    head = [f"{name}: {what}" for name in groups for what in ("mean", "worst")]
+    devices = dict.fromkeys(where(row) for row in rows.rows if "curves" in row)
+    title = f"{len(complete)} of {len(SETTINGS)} settings, {len(SEEDS)} seeds each; {'; '.join(devices)}"
+    return f"{title}:\n\n{markdown(['rule', *head, 'settings above 1', 'runs at chance'], lines)}"
+
+
+def details(rows: Rows) -> str:
+    """Every complete setting, those of other lengths too: the grid's best and what each rule loses, in Markdown."""
+    lines = []
+    for setting in ALL:
+        if found := judged(rows, setting):
+            best, accuracy_, runs = found
+            cells = []
+            for some in runs.values():
+                marks = "*" * sum(row["failed"] for row in some) + " refused" * (0 < len(some) < len(SEEDS))
+                cells.append((f"{accuracy_ - mean(row['raw'] for row in some):.1f}" if some else "") + marks)
+            maxima = ", ".join(f"{row['lr_max']:.2g}" for row in runs["eva_utils"]) or "refused"
+            name = f"{setting}{' (not counted above)' * (setting in OTHERS)}"
+            lines.append([name, f"{best:.2g}", f"{accuracy_:.1f}", *cells, maxima])
+    return markdown(["setting", "best LR_MAX", "accuracy", *RULES, WHOLE, "LR_MAX found"], lines)
+
+
+@styled
+def draw(rows: Rows) -> Picture:
+    """For each rule that gives rates: what every training loses, against how far its LR_MAX is from the grid's best."""
+    rules, complete = RULES[:4], {s: found for s in SETTINGS if (found := judged(rows, s))}
+    figure = Picture(9, 3.9, f"Four rules: what their LR_MAX costs, {len(complete)} settings, {len(SEEDS)} seeds each")
+    panels = figure.subplots(1, len(rules), sharex=True, sharey=True)
+    for ax, rule in zip(panels, rules, strict=True):
+        ax.axvline(1, color=".5", lw=1)
+        ax.set(title=rule, xscale="log", yscale="log", xlabel="its LR_MAX / the best")
+        for kind, color, marker in (("sgd", BLUE, "o"), ("adamw", ORANGE, "s")):
+            points = [
+                (row["lr_max"] / best, max(accuracy_ - row["raw"], 0.1))
+                for setting, (best, accuracy_, runs) in complete.items()
+                for row in runs[rule] if setting.optimizer == kind
+            ]  # fmt: skip
+            x, y = [[point[axis] for point in points] for axis in (0, 1)]
+            ax.plot(x, y, marker, ms=5, color=color, alpha=0.6, mew=0, label={"sgd": "SGD", "adamw": "AdamW"}[kind])
+    panels[0].set(ylabel="points lost, 0.1 or more", xlim=(1e-4, 1e2), xticks=[1e-3, 1e-1, 10], ylim=(0.09, 100))
+    for axis in (panels[0].yaxis, *(ax.xaxis for ax in panels)):
+        axis.set_major_formatter("{x:g}")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
 
 
 def main() -> None:
@@ -320,8 +386,8 @@ def main() -> None:
     for task in missing(rows, ALL):
         row = run(rows, task, args.data)
         print({key: value for key, value in row.items() if key != "curves"}, flush=True)
-    for settings in (SETTINGS, *LENGTHS.values()):
-        print(table(rows, settings))
+    print(summary(rows), details(rows), sep="\n")
+    print(eva.plots.save(draw(rows), args.out.with_suffix(".png")))
 
 
 if __name__ == "__main__":

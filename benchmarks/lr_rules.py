@@ -8,9 +8,8 @@ import math
 import numpy as np
 
 from eva_utils.errors import InputError
-from eva_utils.lr_curve import LRRange, read_curve
+from eva_utils.lr_curve import read_curve
 
-RULES = ("eva_utils", "lowest", "steepest", "valley")
 RATIO = 20  # LR_MAX over LR_MIN on the grid, and for the rules that say nothing of LR_MIN
 # Ours, which "lowest" and "steepest" are read off as well, and fastai's own, because its range is part of its rule.
 TESTS = {
@@ -21,25 +20,20 @@ ADAMW = TESTS | {"eva_utils": {"lr_start": 1e-5, "lr_end": 0.1, "steps": 90}}
 Curves = dict[str, dict[str, list[float]]]  # of TESTS: their "lr" and "loss"
 
 
-def ours(curves: Curves, classes: int = 10) -> LRRange:
-    """As ``find_lr`` reads it."""
-    lr, loss = (np.array(values) for values in curves["eva_utils"].values())
-    return read_curve(lr, loss, guess=math.log(classes))
-
-
-def rates(curves: Curves, classes: int = 10) -> dict[str, tuple[float, float]]:
-    """(lr_min, lr_max) of each rule; ours is left out where it refuses the curve."""
+def rates(curves: Curves, classes: int = 10, share: float = 1.0) -> dict[str, tuple[float, float]]:
+    """(lr_min, lr_max) of each rule; ours, times ``share``, is left out where it refuses the curve."""
     lr, loss = (np.array(values) for values in curves["eva_utils"].values())
     smooth, inner = exponential(loss, 0.05), slice(10, -5)  # torch-lr-finder's
-    maxima = {"lowest": lr[np.nanargmin(smooth)], "steepest": lr[inner][np.nanargmin(np.gradient(smooth[inner]))]}
-    maxima["lowest / 10"] = maxima["lowest"] / 10
-    if "fastai" in curves:
-        lr, loss = (np.array(values) for values in curves["fastai"].values())
-        maxima["valley"] = lr[inner][valley(corrected(loss, 0.98)[inner])]
+    maxima = {
+        "lowest / 10": lr[np.nanargmin(smooth)] / 10,
+        "steepest": lr[inner][np.nanargmin(np.gradient(smooth[inner]))],
+    }
+    fastai_lr, fastai_loss = (np.array(values) for values in curves["fastai"].values())
+    maxima["valley"] = fastai_lr[inner][valley(corrected(fastai_loss, 0.98)[inner])]
     found = {rule: (float(rate) / RATIO, float(rate)) for rule, rate in maxima.items()}
     with contextlib.suppress(InputError):
-        read = ours(curves, classes)
-        found["eva_utils"] = read.lr_min, read.lr_max
+        ours = read_curve(lr, loss, math.log(classes), share)
+        found["eva_utils"] = ours.lr_min, ours.lr_max
     return found
 
 

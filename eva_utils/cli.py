@@ -23,7 +23,7 @@ import eva_utils as eva  # its names are loaded when they are used: so --help an
 from .errors import InputError, RunError, check, first_line
 
 
-def train(out, config, fresh, data, root, size, width, epochs, peak_epoch, lr_min, lr_max, **flags) -> None:
+def train(out, fresh, data, root, size, width, epochs, peak_epoch, lr_min, lr_max, **flags) -> None:
     """Find LR_MIN and LR_MAX, train, evaluate, draw. The same command goes on where it was stopped."""
     import torch
 
@@ -63,7 +63,7 @@ def train(out, config, fresh, data, root, size, width, epochs, peak_epoch, lr_mi
         if found and not rates["lr_min"] < rates["lr_max"]:
             words = f"LR_MIN is {rates['lr_min']:.3g}, not below LR_MAX, {rates['lr_max']:.3g}"
             raise InputError(f"{words}; {found[0].upper()} was found by the range test: give both rates")
-        beside = {"data": data, "root": root, "size": size, "width": width, "found": found}
+        beside = {"data": data, "root": root, "size": size, "width": width}
         if rank() == 0 and not (out / CHECKPOINT).is_file():
             write_json(out / CONFIG, beside)
         schedule = eva.OneCycle(epochs, peak_epoch, **rates)
@@ -140,7 +140,6 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     add("--out", required=True, help="folder for everything that the run leaves: tables, weights, figures")
     add("--root", default="data", help="where cifar10 is, or is downloaded to (%(default)s)")
     add("--size", type=int, help="make photos squares of this many pixels")
-    add("--config", metavar="FILE", help="a config.json to take all settings from; flags given here win")
     add("--fresh", action="store_true", help="start over, whatever is in OUT")
     add("--epochs", type=int, default=24, help="passes over the training images (%(default)s)")
     add("--peak-epoch", type=float, help="epoch at which the rate is LR_MAX (5/24 of the epochs)")
@@ -176,40 +175,12 @@ def _add_recipe(add) -> None:
             add(flag, type=kind, choices=choices, default=f.default, help=words)
 
 
-def _flags_in(file: str) -> list[str]:
-    """The flags that a run's config.json stands for; they are checked like those that are typed."""
-    from .run import folder_of, read_json
-
-    config = read_json(folder_of(file))
-    try:
-        recipe, policy, found = (config.pop(key, {}) for key in ("recipe", "policy", "found"))
-        values = config | recipe.pop("augment", {}) | recipe | policy | dict.fromkeys(found, "find")
-    except (AttributeError, TypeError) as error:
-        raise InputError(f"config {file!r} is not like the config.json of a run ({error})") from error
-    name = values.pop("name", "OneCycle")
-    check(f"the policy in {file!r}", name, name == "OneCycle", "OneCycle: others are for fit")
-    flags = []
-    for key, value in values.items():
-        if isinstance(value, bool):
-            flags.append(f"--{key}" if value else f"--no-{key}")
-        elif value is not None or key not in ("size", "device", "criterion"):  # for which null is: not given
-            flags.append(f"--{key.replace('_', '-')}={value}")
-    return flags
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's); returns the exit status."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names that a terminal's encoding lacks
     argv = sys.argv[1:] if argv is None else argv
     try:
-        early = argparse.ArgumentParser("eva-utils train", add_help=False)
-        early.add_argument("--config")
-        early.add_argument("--epochs")
-        known = early.parse_known_args(argv)[0]
-        if argv[:1] == ["train"] and known.config:  # of other epochs, the peak is another one
-            flags = [flag for flag in _flags_in(known.config) if not (known.epochs and "--peak-epoch" in flag)]
-            argv = ["train", *flags, *argv[1:]]
         options = vars(_parser(argv).parse_args(argv))
         from .processes import stoppable  # torch with it
 

@@ -10,6 +10,7 @@ from .errors import InputError
 
 LEARNS = 0.2  # LR_MIN: this share of the loss's fall is made, the network has begun to learn
 BEYOND = 6  # LR_MAX over the rate at which half of the fall is made; chosen by trainings (docs/rates.md)
+BARE = 0.5  # share of that for SGD and networks without normalisation layers, which diverge sooner
 APART = 10  # LR_MAX is at least so many times LR_MIN
 TURNS = 0.4  # and LR_MAX is never where the loss has risen again by this share of its fall
 STOPS = 5  # times the lowest loss: where torch-lr-finder ends a test
@@ -81,12 +82,13 @@ class LRRange:
             raise InputError(f"{str(path)!r} cannot be read as a range test ({error}); delete it") from error
 
 
-def read_curve(lr: np.ndarray, loss: np.ndarray, guess: float = np.inf) -> LRRange:
+def read_curve(lr: np.ndarray, loss: np.ndarray, guess: float = np.inf, share: float = 1.0) -> LRRange:
     """Both rates read off a range test's rates and losses, arrays (steps,) of growing rate; ``guess`` as in ``Curve``.
 
     LR_MAX is six times the rate at which half of the fall is made, the fall counted from the guess where the loss
-    starts above it; but never where the loss has come up again by 40 % of the whole fall. LR_MIN is where a fifth of
-    the whole fall is made, at most a tenth of LR_MAX. Raises ``InputError`` for a curve that cannot be read.
+    starts above it; but never where the loss has come up again by 40 % of the whole fall; of that, ``share`` is taken.
+    LR_MIN is where a fifth of the whole fall is made, at most a tenth of LR_MAX. Raises ``InputError`` for a curve that
+    cannot be read.
     """
     if (loss < 0).any():
         raise InputError("the range test met a loss below 0, which ends it: add a constant to the criterion")
@@ -110,8 +112,10 @@ def read_curve(lr: np.ndarray, loss: np.ndarray, guess: float = np.inf) -> LRRan
             f"{lr[0]:.3g} and {lr[-1]:.3g}; check data and model, a wider range, a network that is not trained yet"
         )
     middle, last, begun = curve.half(), float(lr[edge - 1]), curve.rate_at(LEARNS, start)
-    lr_max = min(BEYOND * middle, last)
+    whole = min(BEYOND * middle, last)
+    lr_max = share * whole
     lr_min = min(begun, lr_max / APART)
+    taken = f" Of that {share:.0%}, as the network has no normalisation layers." * (share < 1)
     since = f" from {curve.fall_from:.2f}, the loss of a guess," if guess < start else ""
     limit = f"before the loss comes up again by {TURNS:.0%} of its fall" if edge < end else "that gave a finite loss"
     reasons = {
@@ -119,8 +123,8 @@ def read_curve(lr: np.ndarray, loss: np.ndarray, guess: float = np.inf) -> LRRan
         f"made {LEARNS:.0%} of that: the network has begun to learn."
         if lr_min == begun
         else f"a tenth of LR_MAX; {LEARNS:.0%} of the fall is made later, at {begun:.3g}.",
-        "lr_max": f"{BEYOND} times {middle:.3g}, the rate at which half of the fall{since} is made."
-        if lr_max < last
-        else f"the last rate {limit}; {BEYOND} times the rate at half of the fall would be higher.",
+        "lr_max": f"{BEYOND} times {middle:.3g}, the rate at which half of the fall{since} is made.{taken}"
+        if whole < last
+        else f"the last rate {limit}; {BEYOND} times the rate at half of the fall would be higher.{taken}",
     }
     return LRRange(lr_min, lr_max, reasons, curve)

@@ -20,7 +20,7 @@ from .batches import Batches, loader, seed_for
 from .device import choose_device, choose_precision, keep_memory, seeded
 from .errors import InputError, check
 from .identity import check_network, identity
-from .lr_curve import SMOOTH, STOPS, LRRange, read_curve
+from .lr_curve import BARE, SMOOTH, STOPS, LRRange, read_curve
 from .processes import on_first, raise_if_stopped, stoppable
 from .recipe import Recipe
 from .run import CHECKPOINT, RANGE, differences, exclusive, folder_of, write_json
@@ -74,7 +74,9 @@ def find_lr(
         guess = math.log(outputs)
         if recipe.criterion is not None:  # then what the labels are is its business: a regression's, say
             guess, outputs = math.inf, None
-        found = read_curve(*range_test(model, train, recipe, start, end, steps, outputs), guess)
+        bare = isinstance(optimizer, torch.optim.SGD) and not any("Norm" in type(m).__name__ for m in model.modules())
+        curve = range_test(model, train, recipe, start, end, steps, outputs)
+        found = read_curve(*curve, guess, BARE if bare else 1.0)
         found = replace(found, seconds=time.perf_counter() - begun, settings=settings)
         if file:
             write_json(file, found)

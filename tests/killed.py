@@ -14,9 +14,10 @@ import traceback
 from pathlib import Path
 
 import torch
+from together import images
 from torch import nn
 
-from eva_utils import Augment, Images, OneCycle, Recipe, ResNet9, cli, fit, keeper, look
+from eva_utils import Augment, OneCycle, Recipe, ResNet9, cli, fit, keeper, look
 
 EPOCHS = 6
 for module in ("eva_utils.explain", "eva_utils.plots", "albumentations.pytorch", "pytorch_grad_cam"):
@@ -56,16 +57,8 @@ def arm(phase: str, n: int, name: str = "") -> None:
     setattr(owner, function, armed)
 
 
-def random_images(n: int, seed: int) -> Images:
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(256, (n, 16, 16, 3), generator=generator, dtype=torch.uint8)
-    labels = torch.randint(3, (n,), generator=generator)
-    return Images(pixels, labels, ("ant", "bee", "cat"), (0.5, 0.4, 0.6), (0.25, 0.3, 0.2), "random")
-
-
 def train(folder: str, engine: str, workers: int) -> int:
     """``fit`` on random images; what it gives goes to ``end.pt`` in ``folder``."""
-    keeper.SAVE_SECONDS = 0
     torch.manual_seed(0)
     model = nn.Sequential(ResNet9(3, width=2), nn.Dropout(0.3))
     torch.manual_seed(os.getpid())  # what was drawn in another process decides nothing
@@ -73,15 +66,10 @@ def train(folder: str, engine: str, workers: int) -> int:
         batch_size=7, augment=Augment(2, cutout=4), precision="fp32", device="cpu", engine=engine, workers=workers
     )
     schedule = OneCycle(EPOCHS, 2, 0.01, 0.1)
-    run = fit(model, random_images(32, 1), random_images(12, 2), schedule, recipe, folder=folder)
+    run = fit(model, images(32, 1), images(12, 2), schedule, recipe, folder=folder)
     end = {"model": run.model.state_dict(), "ema": run.ema.state_dict(), "history": run.history, "steps": run.steps}
     torch.save(end, Path(folder) / "end.pt")
     return 0
-
-
-def command(argv: list[str]) -> int:
-    keeper.SAVE_SECONDS = 0
-    return cli.main(argv)
 
 
 def session(log: str, kill: list, work: str, **options) -> int:
@@ -94,7 +82,7 @@ def session(log: str, kill: list, work: str, **options) -> int:
             sys.stderr = sys.stdout
             if kill:
                 arm(*kill)
-            status = {"train": train, "command": command}[work](**options)
+            status = {"train": train, "command": cli.main}[work](**options)
     except BaseException:
         traceback.print_exc(file=sys.stdout)
     finally:
@@ -103,5 +91,6 @@ def session(log: str, kill: list, work: str, **options) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    keeper.SAVE_SECONDS = 0
     for order in sys.stdin:
         print(session(**json.loads(order)), flush=True)

@@ -21,7 +21,6 @@ from eva_utils import InputError, cifar10, download
 TRAIN_NAMES = [f"data_batch_{i}" for i in range(1, 6)]
 CLASSES = ["airplane", "ship"]
 
-
 RNG = np.random.default_rng(0)
 # What the small archive holds: random rows of pixels, as CIFAR-10 orders them (all red, all green, all blue).
 BATCHES = {
@@ -124,9 +123,7 @@ def listing(folder: Path) -> list[str]:
     return sorted(name for name in os.listdir(folder) if not name.endswith(".lock"))
 
 
-def test_own_url_then_mirrors_then_original_each_once_and_bad_ones_are_given_up(
-    server, places, archive, tmp_path, capsys
-):
+def test_own_url_mirrors_original_are_asked_in_turn_and_bad_ones_given_up(server, places, archive, tmp_path, capsys):
     own, *mirrors = REASONS
     places(mirrors, "good", own=own)
     path = download.fetch_cifar10(tmp_path / "new" / "folder")
@@ -143,10 +140,9 @@ def test_when_all_fail_the_error_lists_every_place_and_reason(server, places, tm
         download.fetch_cifar10(tmp_path)
     first, *lines, last = str(caught.value).splitlines()
     assert "could not be downloaded" in first and str(tmp_path) in last
-    for line, words in zip(
-        lines, ["no/address: unknown url type", "error: Internal Server Error", "wrong: .*md5"], strict=True
-    ):
-        assert re.search(words, line)
+    reasons = ["no/address: unknown url type", "error: Internal Server Error", "wrong: .*md5"]
+    for line, reason in zip(lines, reasons, strict=True):
+        assert re.search(reason, line)
     assert listing(tmp_path) == []  # neither a part nor a wrong file
 
 

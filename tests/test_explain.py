@@ -87,7 +87,6 @@ def test_classes_are_a_name_or_labels(model, wrong):
     own = gradcam(model, wrong, "layer2", classes=wrong.images.labels)
     assert np.array_equal(own.maps, own.true)
     for bad, words in (
-        ("dog", "one of ant, bee, cat"),
         (["dog"] * 6, "one of ant, bee, cat"),
         ([3] * 6, "labels is .*within 0 and 2"),
         ([0], "a label for each image"),
@@ -117,19 +116,9 @@ class Net(nn.Module):
         return self.linear(self.after(self.named(x), x).mean((2, 3)))
 
 
-def plus_in_place(y, x):
-    y += x
-    return y
-
-
-@pytest.mark.parametrize(
-    ("plain", "in_place"),
-    [(lambda y, x: y.relu(), lambda y, x: y.relu_()), (lambda y, x: y + x, plus_in_place)],
-    ids=["relu", "+="],
-)
-def test_operations_in_place_after_the_layer_make_no_difference(plain, in_place, images):
+def test_an_operation_in_place_after_the_layer_makes_no_difference(images):
     # The activations that were caught would otherwise be overwritten before they are looked at.
-    model, same = Net(plain), Net(in_place)
+    model, same = Net(torch.add), Net(torch.Tensor.add_)
     same.load_state_dict(model.state_dict())
     for method in ("gradcam", "hirescam"):
         a, b = (gradcam(net, images[:8], "named", method=method) for net in (model, same))

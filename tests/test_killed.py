@@ -1,6 +1,5 @@
 """A run that is killed at any moment goes on from its last epoch and ends as if nothing had happened, bit by bit."""
 
-import csv
 import json
 import os
 import re
@@ -15,7 +14,7 @@ import torch
 from PIL import Image
 
 from eva_utils import load_model
-from eva_utils.run import read_tensors
+from eva_utils.run import read_csv, read_json, read_tensors
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no SIGKILL and no fork here")
 
@@ -49,22 +48,6 @@ def session(tmp_path_factory):
 # fit
 
 
-@pytest.fixture(scope="module")
-def undisturbed(session, tmp_path_factory):
-    """What a run gives that nobody killed, by engine; the number of workers decides nothing."""
-    ends = {}
-
-    def end(engine: str) -> dict:
-        if engine not in ends:
-            folder = tmp_path_factory.mktemp("undisturbed")
-            status, printed = session("train", folder=str(folder), engine=engine, workers=0)
-            assert status == 0, printed
-            ends[engine] = torch.load(folder / "end.pt", weights_only=True)
-        return ends[engine]
-
-    return end
-
-
 # In which call of a phase, for which file, it is killed, and how many epochs the folder holds then.
 KILLS = [
     (("step", 3), 0), (("step", 8), 1), (("evaluation", 2), 1), (("write", 1, "checkpoint.pt"), 1),
@@ -74,27 +57,31 @@ KILLS = [
 
 
 @pytest.mark.parametrize(("engine", "workers"), [("batch", 0), ("albumentations", 2)])
-def test_killed_again_and_again_it_ends_like_an_undisturbed_run(session, undisturbed, tmp_path, engine, workers):
-    options, done = {"folder": str(tmp_path), "engine": engine, "workers": workers}, 0
+def test_killed_again_and_again_it_ends_like_an_undisturbed_run(session, tmp_path, engine, workers):
+    folder, undisturbed, done = tmp_path / "killed", tmp_path / "undisturbed", 0
+    options = {"folder": str(folder), "engine": engine, "workers": workers}
     for kill, then in KILLS:
         status, printed = session("train", kill, **options)
         assert status == -signal.SIGKILL, f"{kill}: {printed}"
         assert (f"going on after epoch {done}" in printed) == (done > 0), f"{kill}: {printed}"
         done = then
-        checkpoint = tmp_path / "checkpoint.pt"
+        checkpoint = folder / "checkpoint.pt"
         assert checkpoint.exists() == (done > 0)
         assert not done or len(read_tensors(checkpoint)["history"]) == done, kill
     status, printed = session("train", **options)
     assert status == 0, printed
     assert f"going on after epoch {done}" in printed
 
-    end, expected = torch.load(tmp_path / "end.pt", weights_only=True), undisturbed(engine)
+    # The number of workers decides nothing.
+    status, printed = session("train", folder=str(undisturbed), engine=engine, workers=0)
+    assert status == 0, printed
+    end, expected = (torch.load(path / "end.pt", weights_only=True) for path in (folder, undisturbed))
     for part in ("model", "ema"):
         assert [key for key, value in expected[part].items() if not value.equal(end[part][key])] == []
     assert end["steps"] == expected["steps"]
     assert list(map(untimed, end["history"])) == list(map(untimed, expected["history"]))
     # Nothing is left of the files whose writing was broken off.
-    assert not list(tmp_path.glob(".*.part"))
+    assert not list(folder.glob(".*.part"))
 
 
 # The command
@@ -120,33 +107,9 @@ def command(photos: Path, out: Path, *flags: str) -> list[str]:
     ]  # fmt: skip
 
 
-def rows(file: Path) -> list[dict]:
-    with file.open(newline="") as lines:
-        return [untimed(row) for row in csv.DictReader(lines)]
-
-
-def assert_same_results(out: Path, expected: Path) -> None:
-    weights, others = load_model(out).state_dict(), load_model(expected).state_dict()
-    assert [key for key, value in others.items() if not value.equal(weights[key])] == []
-    assert rows(out / "lr.csv") == rows(expected / "lr.csv")
-    assert rows(out / "history.csv") == rows(expected / "history.csv")
-    first, second = (untimed(json.loads((folder / "results.json").read_text())) for folder in (out, expected))
-    assert first == second
-    first, second = ({f.relative_to(g).as_posix() for f in g.rglob("*")} for g in (out, expected))
-    assert first == second
-
-
-@pytest.fixture(scope="module")
-def whole(session, photos, tmp_path_factory) -> Path:
-    """The folder of a command that nobody killed."""
-    out = tmp_path_factory.mktemp("whole")
-    status, printed = session("command", argv=command(photos, out))
-    assert status == 0, printed
-    return out
-
-
-def test_killed_between_its_files_the_command_ends_with_the_same_results(session, photos, whole, tmp_path):
-    argv = command(photos, tmp_path)
+def test_killed_between_its_files_the_command_ends_with_the_same_results(session, photos, tmp_path):
+    folders = out, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    argv = command(photos, out)
     kills = [
         ("step", 40), ("rename", 1, "lr_range.json"), ("renamed", 1, "config.json"), ("renamed", 2, "checkpoint.pt"),
         ("write", 1, ".model.pt."), ("rename", 1, "results.json"), ("renamed", 1, "results.json"),
@@ -157,7 +120,18 @@ def test_killed_between_its_files_the_command_ends_with_the_same_results(session
     status, printed = session("command", argv=argv)
     assert status == 0, printed
     assert "range test done before" in printed and "finished, nothing to compute" in printed
-    assert_same_results(tmp_path, whole)
+    status, printed = session("command", argv=command(photos, undisturbed))
+    assert status == 0, printed
+
+    weights, expected = (load_model(folder).state_dict() for folder in folders)
+    assert [key for key, value in expected.items() if not value.equal(weights[key])] == []
+    for table in ("lr.csv", "history.csv"):
+        rows, expected = (list(map(untimed, read_csv(folder / table))) for folder in folders)
+        assert rows == expected
+    results, expected = (untimed(read_json(folder / "results.json")) for folder in folders)
+    assert results == expected
+    files, expected = ({f.relative_to(folder).as_posix() for f in folder.rglob("*")} for folder in folders)
+    assert files == expected
 
 
 # Signals from outside

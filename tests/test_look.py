@@ -59,7 +59,7 @@ def loader(images, batch: int = 5) -> torch.utils.data.DataLoader:
 @pytest.mark.parametrize("tta", [False, True])
 @pytest.mark.parametrize("batch", [1000, 7])  # 12 images: one batch; one and a smaller one
 def test_predict_and_evaluate_against_the_same_by_hand(batch, tta, model, tiny, monkeypatch):
-    monkeypatch.setattr(look, "BATCH", batch * 16 * 16 // (32 * 32) or 2)
+    monkeypatch.setattr(look, "BATCH", batch)
     logits = logits_by_hand(model, tiny[1])
     if tta:
         logits = (logits + logits_by_hand(model, tiny[1], mirrored=True)) / 2
@@ -103,13 +103,11 @@ def test_the_model_is_left_as_it_was_also_after_an_error(call, model, tiny, monk
     assert not torch.is_autocast_enabled("cpu")
 
 
-@pytest.mark.parametrize("outputs", [2, 5])
-def test_a_network_of_other_classes_is_refused_by_all_alike(outputs, cnn, tiny):
-    train, test = tiny
-    model = cnn(outputs=outputs)
+def test_a_network_of_other_classes_is_refused_by_all_alike(cnn, tiny):
+    (train, test), model = tiny, cnn(outputs=5)
     calls = [partial(call, model, test) for call in (predict, evaluate, confusion, misclassified, gradcam)]
     for call in (*calls, lambda: find_lr(model, train, RECIPE), lambda: fit(model, train, test, POLICY, RECIPE)):
-        with pytest.raises(InputError, match=f"^the model has {outputs} outputs; the data have 3 classes$"):
+        with pytest.raises(InputError, match=r"^the model has 5 outputs; the data have 3 classes$"):
             call()
 
 
@@ -122,12 +120,9 @@ def test_images_with_labels_of_their_classes_are_asked_for_by_all_alike(model, t
         with pytest.raises(InputError, match=r"^the shape of probabilities is \(4, 3\); it has to be \(12, 3\)$"):
             call(model, images, torch.zeros(4, 3))
     wrong = dataclasses.replace(images, labels=images.labels + 1)
-    for call in (
-        partial(evaluate, model, loader(wrong)),
-        *(partial(f, model, wrong) for f in (evaluate, confusion, gradcam)),
-    ):
+    for call, data in ((evaluate, loader(wrong)), (evaluate, wrong), (confusion, wrong), (gradcam, wrong)):
         with pytest.raises(InputError, match=r"the range of labels is .* within 0 and 2, for 3 classes"):
-            call()
+            call(model, data)
 
 
 @pytest.mark.parametrize("call", [predict, evaluate])
@@ -196,7 +191,7 @@ def test_classify_needs_the_folder_alone_and_resizes(run, tiny, tmp_path):
         assert answer == {name: pytest.approx(float(row[i]), abs=1e-5) for i, name in enumerate(tiny[1].classes)}
         assert list(answer.values()) == sorted(answer.values(), reverse=True)
     larger = tiny[1].pixels[0].repeat_interleave(3, 0).repeat_interleave(3, 1)
-    wide = torch.cat([torch.zeros(48, 6, 3, dtype=torch.uint8), larger, torch.zeros(48, 6, 3, dtype=torch.uint8)], 1)
+    wide = nn.functional.pad(larger, (0, 0, 6, 6))  # black, left and right
     (answer,) = classify(folder, write(wide, tmp_path / "wide.png"))
     assert answer == {name: pytest.approx(float(expected[0, i]), abs=0.05) for i, name in enumerate(tiny[1].classes)}
 
@@ -227,11 +222,3 @@ def test_images_of_another_kind_than_trained_on_are_refused(run, tiny):
                 evaluate(network, dataclasses.replace(tiny[1], **other))
     other = [dataclasses.replace(images, classes=("cat", "ant", "bee")) for images in tiny]
     assert fit(model, *other, POLICY, RECIPE).ema.trained_on["classes"] == ["cat", "ant", "bee"]
-
-
-def test_what_is_no_run_or_no_photo_is_named(run, tmp_path):
-    with pytest.raises(InputError, match=r"nowhere.model\.pt' is not there: is this the folder of a finished run"):
-        load_model(tmp_path / "nowhere")
-    (tmp_path / "text.png").write_text("not an image")
-    with pytest.raises(InputError, match=r"text\.png' cannot be read as an image"):
-        classify(run[0], tmp_path / "text.png")

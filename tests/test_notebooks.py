@@ -18,9 +18,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # The client's own, about how it talks to the kernel.
 pytestmark = pytest.mark.filterwarnings("default")
 FIGURES = {
-    *("samples", "augmented", "lr_finder", "schedule", "lr_schedule"),
-    *("history", "confusion", "misclassified", "gradcam"),
-}
+    "samples", "augmented", "lr_finder", "schedule", "lr_schedule", "history", "confusion", "misclassified", "gradcam",
+}  # fmt: skip
 
 
 def run_all(name: str, folder: Path, code: str = "") -> str:

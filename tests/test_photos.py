@@ -63,13 +63,11 @@ def image_of_mode(mode: str) -> tuple[Image.Image, np.ndarray]:
     }[mode]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [
-    "RGB.png", "RGB.BMP", "RGB.ppm", "RGBA.png", "L.png", "L.pgm", "LA.png", "1.png", "P.png", "P.gif", "CMYK.tif",
-    "P.transparent.png",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["RGB.png", "RGBA.png", "L.png", "LA.png", "1.png", "P.png", "P.transparent.png", "CMYK.tif"]
+)
 def test_any_mode_becomes_rgb(name, tmp_path):
     image, expected = image_of_mode(name.split(".")[0])
-    assert image.mode == name.split(".")[0]
     # An opacity for each colour of the palette: what pngquant and many web pages write.
     put(tmp_path, name, image, **{"transparency": bytes(range(256))} if "transparent" in name else {})
     np.testing.assert_array_equal(photo(tmp_path / name), expected)
@@ -108,28 +106,23 @@ def test_other_files_hidden_ones_and_links_in_circles_are_passed_over(folder, ca
     train, _ = image_folder(folder)
     assert train.classes == ("ant", "bee") and len(train) == 4
     said = capsys.readouterr().out
-    assert all(
-        count in said
-        for count in ("passed over", "1 .db", "2 .txt", "1 .bak", "1 no_suffix", "2 .png", "not used: val")
-    )
+    for words in ("passed over", "1 .db", "2 .txt", "1 .bak", "1 no_suffix", "2 .png", "not used: val"):
+        assert words in said
     assert "DS_Store" not in said
 
 
 # What is done to a good folder, and what the error has to name.
 SPOILT = {
-    "not there": (shutil.rmtree, ["it has to be"]),
+    "a file": (lambda f: [shutil.rmtree(f), f.write_bytes(b"zip")], ["it has to be"]),
     "no classes": (lambda f: [shutil.rmtree(f / "test" / c) for c in ("ant", "bee")], ["test", "no class folders"]),
     "class only in train": (lambda f: put(f, "train/wasp/0.png", RGB), ["'wasp'", "missing", "test"]),
     "class only in test": (lambda f: put(f, "test/wasp/0.png", RGB), ["'wasp'", "missing", "train"]),
-    "class without files": (lambda f: put(f, "train/wasp"), ["wasp", "no images"]),
     "class without images": (lambda f: put(f, "train/wasp/notes.txt", b"text"), ["wasp", "no images"]),
     "one class": (lambda f: [shutil.rmtree(f / s / "bee") for s in ("train", "test")], ["only the class 'ant'"]),
     "garbage": (lambda f: put(f, "train/ant/garbage.png", b"\x89PNG garbage"), ["garbage.png", "cannot be read"]),
-    "empty file": (lambda f: put(f, "train/ant/empty.png", b""), ["empty.png", "cannot be read"]),
     "cut short": (lambda f: put(f, "test/ant/cut.ppm", b"P6 7 5 255 too little"), ["cut.ppm", "cannot be read"]),
     "16 bits": (lambda f: put(f, "train/ant/deep.png", DEEP), ["deep.png", "more than 8 bits"]),
     "other size": (lambda f: put(f, "test/bee/wide.png", WIDE), ["wide.png", "9 x 3", "7 x 5", "--size 64"]),
-    "a file": (lambda f: [shutil.rmtree(f), f.write_bytes(b"zip")], ["it has to be"]),
 }  # fmt: skip
 
 
@@ -146,13 +139,13 @@ def test_a_bad_folder_is_refused_and_the_culprit_named(what, folder):
 
 
 def photos(root: Path, *splits: str, n: int = 5) -> Path:
-    """Three classes, each with ``n`` photos of three sizes, some turned by EXIF."""
+    """Three classes, each with ``n`` photos of three sizes, some turned by EXIF, some named as cameras do."""
     exif = Image.Exif()
     for split in splits or ("",):
         for i, name in enumerate(["ant", "bee", "cat"] * n):
             exif[0x0112] = 6 if i % 2 else 1
             image = Image.fromarray(random_pixels(i, *[(48, 64), (64, 48), (90, 70)][i // 3 % 3]))
-            put(root, f"{split}/{name}/{i}{('.jpg', '.jfif')[i % 2]}".lstrip("/"), image, format="JPEG", exif=exif)
+            put(root, f"{split}/{name}/{i}{('.JPG', '.jfif')[i % 2]}".lstrip("/"), image, format="JPEG", exif=exif)
     return root
 
 
@@ -160,24 +153,21 @@ def photos(root: Path, *splits: str, n: int = 5) -> Path:
     ("train", "test"), ("train", "val"), ("Train", "valid"), ("train", "validation"), ("inside/train", "inside/test"),
 ])  # fmt: skip
 def test_photos_of_any_size_become_squares(splits, tmp_path, capsys):
-    root = photos(tmp_path / "photos", *splits)
-    train, test = image_folder(root, size=64)
+    train, test = image_folder(photos(tmp_path / "photos", *splits), size=64)
     assert train.pixels.shape == test.pixels.shape == (15, 64, 64, 3)
     assert "ant 5 + 5, bee 5 + 5, cat 5 + 5 (train + test)" in capsys.readouterr().out
-    with pytest.raises(InputError, match="--size 64"):
-        image_folder(root)
 
 
 @pytest.mark.parametrize("inside", [".", "photos", "train"])
 def test_without_a_split_a_fifth_of_each_class_is_kept_for_the_test(inside, tmp_path, capsys):
     photos(tmp_path / "photos" / inside, n=10)
-    (tmp_path / "photos" / "eval").mkdir() if inside == "train" else None
+    if inside == "train":
+        (tmp_path / "photos" / "eval").mkdir()
     (train, test), again = (image_folder(tmp_path / "photos", size=16) for _ in range(2))
     assert np.bincount(train.labels).tolist() == [8] * 3 and np.bincount(test.labels).tolist() == [2] * 3
-    out = capsys.readouterr().out
-    assert "there is no test/, so a fifth of each class was kept" in out and ("not used: eval" in out) == (
-        inside == "train"
-    )
+    said = capsys.readouterr().out
+    assert "there is no test/, so a fifth of each class was kept" in said
+    assert ("not used: eval" in said) == (inside == "train")
     assert torch.equal(again[0].pixels, train.pixels) and torch.equal(again[1].pixels, test.pixels)
     assert len({image.numpy().tobytes() for split in (train, test) for image in split.pixels}) == 30
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import accuracy  # noqa: E402
-import lr_tables  # noqa: E402
+import lr_finder  # noqa: E402
 import superconvergence  # noqa: E402
 from common import Rows, markdown, where  # noqa: E402
 
@@ -78,11 +78,7 @@ def schedule_rows(jpeg: bool) -> list[dict]:
 
 
 def rates() -> Rows:
-    return Rows(BENCHMARKS / "lr_finder.json")
-
-
-def rules() -> str:
-    return f"{len(lr_tables.SETTINGS)} settings; {lr_tables.devices(rates())}:\n\n{lr_tables.regret(rates())}"
+    return Rows(BENCHMARKS / "lr_study.json")
 
 
 TABLES = {
@@ -92,8 +88,8 @@ TABLES = {
     "ablation": lambda: accuracy.ablation(recipe_rows("held out")),
     "schedules": lambda: superconvergence.table(schedule_rows(jpeg=False)),
     "jpeg_schedules": lambda: superconvergence.table(schedule_rows(jpeg=True)),
-    "rules": rules,
-    "whole_rates": lambda: lr_tables.whole(rates()),
+    "rules": lambda: lr_finder.summary(rates()),
+    "rules_by_setting": lambda: lr_finder.details(rates()),
 }
 MARKERS = re.compile(r"(<!-- (\w+): written by.*?-->\n)(.*?)(<!-- end of \2 -->)", re.DOTALL)
 
