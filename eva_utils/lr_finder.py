@@ -68,7 +68,7 @@ def find_lr(
             if file.with_name(CHECKPOINT).exists():  # it trained with these rates, and would not go on with others
                 raise InputError(
                     f"{str(file)!r} belongs to another run, or the model is trained already:\n{changed}\n"
-                    "choose another folder, start over (--fresh), or make the model anew after torch.manual_seed(seed)"
+                    "choose or empty the folder (--fresh does), or make the model anew after torch.manual_seed(seed)"
                 )
         begun = time.perf_counter()
         guess = math.log(outputs)

@@ -119,7 +119,7 @@ def test_the_losses_are_those_of_a_training_at_these_rates(monkeypatch, device, 
     # Order, augmentation, Dropout, optimizer, loss and step are the same.
     model.eval()  # as a loaded model is; it trains all the same
     recipe = RECIPE.replace(label_smoothing=0.2, batch_size=40, device=device)  # 13 steps an epoch
-    monkeypatch.setattr(lr_finder, "read_curve", lambda lr, loss, guess: LRRange(0, 0, {}, (lr, loss)))
+    monkeypatch.setattr(lr_finder, "read_curve", lambda lr, loss, *_: LRRange(0, 0, {}, (lr, loss)))
     lr, loss = find_lr(model, images, recipe, lr_end=1, steps=33).curve
     np.testing.assert_allclose(lr, np.geomspace(1e-3, 1, 33), rtol=1e-6)
 
