@@ -311,6 +311,12 @@ def judged(rows: Rows, setting: Setting) -> tuple[float, float, dict[str, list[d
     }  # fmt: skip
 
 
+def counted(rows: Rows) -> dict[Setting, tuple]:
+    """The complete ones of SETTINGS, but for those whose curves ours refuses to read."""
+    found = {setting: judged(rows, setting) for setting in SETTINGS}
+    return {setting: values for setting, values in found.items() if values and values[2]["eva_utils"]}
+
+
 def summary(rows: Rows) -> str:
     """What each rule loses, in Markdown: mean and worst setting of three groups; settings above 1 point; failures."""
     groups = {
@@ -318,8 +324,7 @@ def summary(rows: Rows) -> str:
         "SGD, BatchNorm": [setting for setting in SETTINGS if setting.optimizer == "sgd" and not setting.bare],
         "AdamW": [setting for setting in SETTINGS if setting.optimizer == "adamw"],
     }
-    complete = {setting: found for setting in SETTINGS if (found := judged(rows, setting))}
-    lines = []
+    complete, lines = counted(rows), []
     for rule in RULES:
         runs = {setting: trained[rule] for setting, (_, _, trained) in complete.items() if trained[rule]}
         lost = {setting: complete[setting][1] - mean(row["raw"] for row in some) for setting, some in runs.items()}
@@ -332,7 +337,9 @@ def summary(rows: Rows) -> str:
         lines.append([rule, *cells, f"{above} of {len(lost)}", f"{sum(failed)} of {len(failed)}"])
     head = [f"{name}: {what}" for name in groups for what in ("mean", "worst")]
     devices = dict.fromkeys(where(row) for row in rows.rows if "curves" in row)
-    title = f"{len(complete)} of {len(SETTINGS)} settings, {len(SEEDS)} seeds each; {'; '.join(devices)}"
+    refused = sum(judged(rows, setting) is not None for setting in SETTINGS) - len(complete)
+    without = f" ({refused} more left out: eva_utils refuses the curves)" * bool(refused)
+    title = f"{len(complete)} of {len(SETTINGS)} settings{without}, {len(SEEDS)} seeds each; {'; '.join(devices)}"
     return f"{title}:\n\n{markdown(['rule', *head, 'settings above 1', 'runs at chance'], lines)}"
 
 
@@ -355,7 +362,7 @@ def details(rows: Rows) -> str:
 @styled
 def draw(rows: Rows) -> Picture:
     """For each rule that gives rates: what every training loses, against how far its LR_MAX is from the grid's best."""
-    rules, complete = RULES[:4], {s: found for s in SETTINGS if (found := judged(rows, s))}
+    rules, complete = RULES[:4], counted(rows)
     figure = Picture(9, 3.9, f"Four rules: what their LR_MAX costs, {len(complete)} settings, {len(SEEDS)} seeds each")
     panels = figure.subplots(1, len(rules), sharex=True, sharey=True)
     for ax, rule in zip(panels, rules, strict=True):

@@ -101,8 +101,8 @@ def test_the_numbers_on_readmes_first_screen_are_the_measured_ones():
     for said in (
         f"**{benchmark.spread(small)} %** (n = {len(small)})",
         f"{results['test_accuracy_ema']:.2f} % (one run)",
-        f"loses {ours[0]} points on average with SGD and {ours[1]} with AdamW",
-        f"the steepest point {steepest}, *lowest / 10* {lowest}, *valley* {valley}",
+        f"ends {ours[0]} points (SGD) and {ours[1]} (AdamW) below the best rate of a grid",
+        f"steepest point {steepest}, a tenth of its lowest {lowest}, fastai's *valley* {valley}",
         f"[{title.split(' of')[0]} settings]",
         f"{ahead:.1f} ± {error:.1f} points ahead ([n = {len(ends[0])}]",
         f"[{results['seconds_total'] / 60:.0f} minutes](",
