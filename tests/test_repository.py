@@ -73,7 +73,7 @@ def test_the_run_is_the_assignments_and_applied_what_was_planned():
 def test_pictures_are_small_enough_to_look_at():
     for path in (ROOT / "assets").rglob("*.png"):
         with Image.open(path) as image:
-            assert path.stat().st_size < 400_000 and image.width <= 1900, path
+            assert path.stat().st_size < 300_000 and image.width <= 1900, path
 
 
 # Pages
