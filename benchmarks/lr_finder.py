@@ -337,8 +337,8 @@ def summary(rows: Rows) -> str:
         lines.append([rule, *cells, f"{above} of {len(lost)}", f"{sum(failed)} of {len(failed)}"])
     head = [f"{name}: {what}" for name in groups for what in ("mean", "worst")]
     devices = dict.fromkeys(where(row) for row in rows.rows if "curves" in row)
-    refused = sum(judged(rows, setting) is not None for setting in SETTINGS) - len(complete)
-    without = f" ({refused} more left out: eva_utils refuses the curves)" * bool(refused)
+    tried = sum(judged(rows, setting) is not None for setting in SETTINGS)
+    without = f" ({tried - len(complete)} left out: eva_utils refuses the curve; {len(SETTINGS) - tried} not run yet)"
     title = f"{len(complete)} of {len(SETTINGS)} settings{without}, {len(SEEDS)} seeds each; {'; '.join(devices)}"
     return f"{title}:\n\n{markdown(['rule', *head, 'settings above 1', 'runs at chance'], lines)}"
 
@@ -376,7 +376,7 @@ def draw(rows: Rows) -> Picture:
             ]  # fmt: skip
             x, y = [[point[axis] for point in points] for axis in (0, 1)]
             ax.plot(x, y, marker, ms=5, color=color, alpha=0.6, mew=0, label={"sgd": "SGD", "adamw": "AdamW"}[kind])
-    panels[0].set(ylabel="points lost, 0.1 or more", xlim=(1e-4, 1e2), xticks=[1e-3, 1e-1, 10], ylim=(0.09, 100))
+    panels[0].set(ylabel="points lost (0.1: or less)", xlim=(1e-4, 1e2), xticks=[1e-3, 1e-1, 10], ylim=(0.09, 100))
     for axis in (panels[0].yaxis, *(ax.xaxis for ax in panels)):
         axis.set_major_formatter("{x:g}")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)

@@ -25,7 +25,6 @@ _NAMES = {
     "look": ("evaluate", "predict", "misclassified", "confusion", "load_model", "classify"),
     "explain": ("gradcam",),
     "device": ("environment",),
-    "timing": ("estimate",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = ["__version__", "plots", *_MODULE_OF]

@@ -23,7 +23,6 @@ from eva_utils import (
     Recipe,
     ResNet9,
     digits,
-    estimate,
     evaluate,
     find_lr,
     fit,
@@ -510,10 +509,3 @@ class Auxiliary(nn.Linear):
 def test_a_network_that_cannot_be_trained_is_refused(words, cnn, train):
     with pytest.raises(InputError, match=words):
         train(NETWORKS[words](cnn))
-
-
-def test_an_estimate_is_in_a_unit_that_fits_and_leaves_the_random_state():
-    state = torch.get_rng_state()
-    words = estimate(epochs=2, width=4, images=256)
-    assert torch.equal(state, torch.get_rng_state())
-    assert re.search(r"2 epochs of 256 images at width 4 take about [\d.]+ (seconds|minutes) here", words)

@@ -194,5 +194,6 @@ def compare(runs: dict) -> Figure:
         epoch_axis(ax, max(lengths))
         ax.set_title("EMA" if key.endswith("ema") else "Last weights")
         show_ends(ax, 1, accuracy=True)
-        ax.axhline(ax.lines[0].get_ydata()[-1], color=BLUE, lw=0.8, ls=":")
+        first = [rows[-1][key] for rows in next(iter(runs.values())) if len(rows) == min(lengths)]
+        ax.axhline(np.mean(first), color=BLUE, lw=0.8, ls=":")
     return figure
