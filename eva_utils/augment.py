@@ -97,7 +97,9 @@ NONE = Augment(padding=0, flip=False, cutout=0)
 
 def mirrors(augment) -> bool:
     """Whether training mirrors images, so that the mirror image may be asked, too (TTA). Of a pipeline: if it says."""
-    return augment.flip if isinstance(augment, Augment) else "HorizontalFlip" in repr(augment)
+    if isinstance(augment, Augment):
+        return augment.flip
+    return any(type(step).__name__ == "HorizontalFlip" and step.p > 0 for step in _steps(augment))
 
 
 def check_pipeline(pipeline, x, images) -> None:
@@ -106,16 +108,21 @@ def check_pipeline(pipeline, x, images) -> None:
     import albumentations as A
 
     right = "the pipeline has to end with A.Normalize(train.mean, train.std), ToTensorV2()"
-    normalizes, highest = False, 1.0 if any(isinstance(step, A.ToFloat) for step in _steps(pipeline)) else 255.0
+    scaled, normalizes, highest = (
+        False,
+        False,
+        1.0 if any(isinstance(step, A.ToFloat) for step in _steps(pipeline)) else 255.0,
+    )
     for step in _steps(pipeline):
         if isinstance(step, A.Normalize):
             pairs = (step.mean, images.mean), (step.std, images.std)
             same = all(np.allclose(*pair, atol=0.01) for pair in pairs)
-            same &= normalizes or step.max_pixel_value == highest  # a step of one's own before it may have scaled
+            same &= scaled or (step.max_pixel_value == highest and not normalizes)
             if step.normalization != "standard" or not same:
                 raise InputError(f"augment has {step}, but evaluation uses the training images' mean and std: {right}")
-        own = isinstance(step, A.Lambda) or not type(step).__module__.startswith("albumentations.")
-        normalizes |= own or isinstance(step, A.Normalize)  # a step of one's own may do it, too
+        # A step of one's own may have scaled, and may normalise.
+        scaled |= isinstance(step, A.Lambda) or not type(step).__module__.startswith("albumentations.")
+        normalizes |= scaled or isinstance(step, A.Normalize)
     if not (isinstance(x, torch.Tensor) and x.dtype == torch.float32 and x.ndim == 3 and len(x) == 3):
         raise InputError(f"augment gives {kind(x)}; the network takes a float32 tensor (3, h, w): {right}")
     if not normalizes:

@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import pickle
 import random
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -184,9 +184,11 @@ class GivenLoader:
     sizes = None  # not known before they come
 
     def __init__(self, batches, device: torch.device, outputs: int | None = None) -> None:
-        known = isinstance(batches, Iterable) and isinstance(batches, Sized)
-        right = f"{IMAGES} or batches (x, y) with a length, such as a DataLoader"
-        check("the data", kind(batches), known and not isinstance(batches, (str, torch.Tensor)), right)
+        try:
+            known = len(batches) >= 0 and isinstance(batches, Iterable) and not isinstance(batches, (str, torch.Tensor))
+        except TypeError:  # of a DataLoader, too, if its data are endless
+            known = False
+        check("the data", kind(batches), known, f"{IMAGES} or batches (x, y) with a length, such as a DataLoader")
         check("number of batches", len(batches), len(batches) > 0, "1 or more")
         check("number of processes", world_size(), world_size() == 1, "1 with a loader of your own; Images are shared")
         self.batches, self.device, self.outputs = batches, device, outputs
@@ -206,7 +208,7 @@ class GivenLoader:
                         check_labels(y, self.outputs)
                     yield _placed(x.float(), y if y.is_floating_point() else y.long(), self.device)
                 case _:
-                    right = "two tensors, (x, y), of one length: floating-point numbers (n, ...) and n labels"
+                    right = f"two tensors, (x, y): floating-point numbers (n, ...) and n labels; or give {IMAGES}"
                     check("a batch", kind(batch), False, right)
 
 

@@ -41,6 +41,8 @@ class Images:
         check("pixels", kind(pixels), right and pixels.shape[3] == 3, "a torch.uint8 tensor (n, height, width, 3)")
         right = isinstance(labels, torch.Tensor) and labels.dtype == torch.int64 and labels.shape == pixels.shape[:1]
         check("labels", kind(labels), right, f"a torch.int64 tensor ({len(pixels)},)")
+        right = all(0 <= m <= 1 and 0 < s <= 1 for m, s in zip(self.mean, self.std, strict=True))
+        check("mean and std", (self.mean, self.std), right, "in units of 0..1, and std above 0")
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -85,8 +87,9 @@ def from_arrays(train: tuple, test: tuple, classes, name: str = "images") -> tup
     check("classes", kind(classes), isinstance(classes, (Sequence, np.ndarray)), right)
     splits, names = [], tuple(map(str, classes))
     check("classes", names, len(set(names)) == len(names), "names that differ")
-    for pixels, labels in (train, test):
-        labels = np.asarray(labels)
+    for pair in (train, test):
+        check("train or test", kind(pair), len(pair) == 2, "a pair, (pixels, labels)")
+        pixels, labels = pair[0], np.asarray(pair[1])
         check("the type of labels", str(labels.dtype), labels.dtype.kind in "iu", "whole numbers")
         tensors = (torch.from_numpy(array) for array in (_pixels(pixels), labels.astype(np.int64)))
         splits.append(Images(*tensors, names, (0.0,) * 3, (1.0,) * 3, name))

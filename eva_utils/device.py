@@ -42,7 +42,7 @@ def choose_precision(device: torch.device, precision: str = "auto") -> str:
     """
     if precision != "auto":
         right = "'bf16' or 'fp32' on a CPU; 'fp16' needs a CUDA GPU"
-        check("precision", precision, precision != "fp16" or device.type == "cuda", right)
+        check("precision", precision, precision in DTYPES and (precision != "fp16" or device.type == "cuda"), right)
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"

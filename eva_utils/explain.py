@@ -62,8 +62,8 @@ def gradcam(
     check("layers", layers, {*map(type, layers)} == {str}, "one name or more, of named_modules()")
     found = images if isinstance(images, Predictions) else predictions(model, images)
     images, device = found.images, device_of(model)
-    given, known = [classes] * len(images) if isinstance(classes, (str, int)) else classes, images.classes
-    labels = found.predicted if given is None else [known.index(c) if c in known else c for c in given]
+    given, known = [classes] * len(images) if np.ndim(classes) == 0 else classes, images.classes
+    labels = found.predicted if classes is None else [known.index(c) if c in known else c for c in given]
     right = f"one of {', '.join(known)}, or a label for each image"
     check("classes", classes, len(labels) == len(images) and not any(isinstance(c, str) for c in labels), right)
     explained = torch.as_tensor(labels, dtype=torch.int64)
@@ -73,7 +73,7 @@ def gradcam(
         return cams
     check_labels(explained, len(images.classes))
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        network = copy.deepcopy(model).float().eval().requires_grad_(True)
+        network = copy.deepcopy(getattr(model, "_orig_mod", model)).float().eval().requires_grad_(True)
         modules = dict(network.named_modules())
         x = normalize(images.pixels.to(device), images.mean, images.std)
         for j, layer in enumerate(layers):

@@ -14,7 +14,7 @@ from .augment import mirrors
 from .batches import loader, to_device
 from .data import Images
 from .device import choose_device, choose_precision, describe, keep_memory
-from .errors import InputError, check
+from .errors import InputError, check, kind
 from .identity import check_network, identity
 from .keeper import Keeper
 from .look import confusion, evaluate, predict
@@ -92,6 +92,7 @@ def fit(
     not fit together, a folder that holds another run, and a loss that is not finite (the last checkpoint is kept).
     """
     begun = time.perf_counter()
+    check("recipe", kind(recipe), isinstance(recipe, Recipe), "a Recipe, after the schedule")
     device = choose_device(recipe.device)
     precision = choose_precision(device, recipe.precision)
     folder = None if folder is None else folder_of(folder)
@@ -108,8 +109,8 @@ def fit(
         named = [getattr(getattr(data, "dataset", data), "classes", None) for data in (train, test)]
         names = [[*map(str, some)] if isinstance(some, (list, tuple)) else None for some in named]
         check("the classes of test", names[1], None in names or names[0] == names[1], f"those of train, {names[0]}")
-        whole = callable(schedule) and getattr(schedule, "epochs", 0.5) % 1 == 0  # 0.5: it has none
-        check("schedule", schedule, whole, "a policy with a whole number of epochs, such as OneCycle")
+        whole = callable(schedule) and getattr(schedule, "epochs", 0) in range(1, 10**6 + 1)
+        check("schedule", schedule, whole, "a policy with a whole number of epochs, 1 or more, such as OneCycle")
         if isinstance(train, Images):
             check_network(model, train, recipe)
         batches = loader(train, recipe, device, outputs=check_network(model, test, recipe))
@@ -195,7 +196,7 @@ def results(trainer: Trainer, train, test, folder: Path | None, begun: float) ->
         "data": getattr(train, "name", None),
         **{key: images[key] for key in ("classes", "image_size")},
         "seed": recipe.seed,
-        "batch_size": recipe.batch_size,
+        "batch_size": recipe.batch_size if isinstance(train, Images) else getattr(train, "batch_size", None),
         **rates,
         "lr_reasons": reasons,
         "params": sum(p.numel() for p in trainer.model.parameters()),

@@ -33,10 +33,11 @@ class Metrics:
 
 
 def check_trained_on(model: nn.Module, images: Images) -> None:
-    """Raises ``InputError`` if ``model`` says that it was trained on other classes or channel statistics."""
+    """Raises ``InputError`` if ``model`` says that it was trained on other classes, sizes or channel statistics."""
     there = getattr(model, "trained_on", None)
     if isinstance(there, dict) and there.get("classes"):
         differ = ["classes"] * (list(images.classes) != there["classes"])
+        differ += ["image_size"] * (list(images.pixels.shape[1:3]) != there["image_size"])
         differ += [key for key in ("mean", "std") if not np.allclose(there[key], getattr(images, key), atol=1e-3)]
         right = "[]; a model that was trained on others since has model.trained_on = None"
         check("what the images have unlike those trained on", differ, not differ, right)
@@ -150,9 +151,10 @@ class Predictions:
 def predictions(model: nn.Module, images: Images, probabilities: torch.Tensor | None = None) -> Predictions:
     """What ``model`` says of every image; ``probabilities``: those of ``predict``, if made already."""
     check_images(images)
-    probabilities = predict(model, images) if probabilities is None else probabilities
+    probabilities = predict(model, images) if probabilities is None else torch.as_tensor(probabilities)
     shape = (len(images), len(images.classes))
     check("the shape of probabilities", tuple(probabilities.shape), probabilities.shape == shape, f"{shape}")
+    check("probabilities", "not finite", bool(probabilities.isfinite().all()), "numbers: look for nan in the weights")
     return Predictions(images, torch.arange(len(images)), probabilities.argmax(1), probabilities)
 
 
@@ -200,6 +202,7 @@ def classify(run: str | Path, *files: str | Path, model: nn.Module | None = None
     about = model.trained_on
     if not about.get("classes"):
         raise InputError(f"{str(run)!r} was trained on a loader, so it knows neither classes nor mean and std")
+    files = [file for some in files for file in (some if isinstance(some, (list, tuple)) else [some])]
     height, width = about["image_size"]
     pixels = np.zeros((len(files), height, width, 3), np.uint8)
     for file, place in zip(files, pixels, strict=True):

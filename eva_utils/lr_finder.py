@@ -18,7 +18,7 @@ from tqdm.std import tqdm
 
 from .batches import Batches, loader, seed_for
 from .device import choose_device, choose_precision, keep_memory, seeded
-from .errors import InputError, check
+from .errors import InputError, check, kind
 from .identity import check_network, identity
 from .lr_curve import BARE, SMOOTH, STOPS, LRRange, read_curve
 from .processes import on_first, raise_if_stopped, stoppable
@@ -50,6 +50,7 @@ def find_lr(
     Raises ``InputError`` if the curve cannot be read, or if ``folder`` holds a training with other arguments or from
     other first weights.
     """
+    check("recipe", kind(recipe), isinstance(recipe, Recipe), "a Recipe, after the training data")
     outputs = check_network(model, train, recipe)
     optimizer = recipe.make_optimizer(copy.deepcopy(model).parameters())
     low, high = (1e-3, 10.0) if isinstance(optimizer, torch.optim.SGD) else (1e-5, 0.1)

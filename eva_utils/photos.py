@@ -41,7 +41,7 @@ def image_folder(path: str | os.PathLike, size: int | None = None) -> tuple[Imag
     root = Path(path).expanduser()
     right = "'cifar10', 'digits' or a folder with train/<class>/ and test/<class>/ (or only <class>/) inside"
     check("data", str(path), bool(str(path)) and root.is_dir(), right)
-    check("size", size, size is None or (isinstance(size, int) and 8 <= size <= 4096), "between 8 and 4096 pixels")
+    check("size", size, size is None or size in range(8, 4097), "a whole number of pixels, between 8 and 4096")
     try:
         train, test, note = _find(root)
         classes = list(train)
@@ -72,6 +72,8 @@ def _find(root: Path) -> tuple[dict, dict, str]:
             where = folders["train"] if name in test else tests[0]
             raise InputError(f"class {name!r} is missing in {str(where)!r}; both splits need every class")
         return train, test, note
+    if tests and "train" not in folders:
+        raise InputError(f"{str(root)!r} has {tests[0].name}/, but no train/ beside it")
     if len(folders) == 1 and _folders(inside := next(iter(folders.values()))):
         return _find(inside)  # a folder within the folder, as unzipping leaves it
     from sklearn.model_selection import train_test_split
@@ -93,7 +95,7 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
     for entry in _folders(folder):
         inside = sorted(f for f in entry.iterdir() if not f.name.startswith("."))
         files = [f for f in inside if f.suffix.lower() in SUFFIXES and f.is_file()]
-        passed_over.update(f.suffix or f.name for f in set(inside) - set(files))
+        passed_over.update(f"folder {f.name}" if f.is_dir() else f.suffix or f.name for f in set(inside) - set(files))
         if not files:
             raise InputError(f"class folder {str(entry)!r} has no images (.png, .jpg, ...); splits are train/, test/")
         # A name that is no UTF-8 could be neither printed nor drawn.
@@ -147,8 +149,8 @@ def photo(file: Path, size: int | None = None) -> np.ndarray:
                 image = center_crop(resize(image, size), size)
             pixels = np.asarray(image)
     except Exception as error:  # Pillow raises many kinds for broken files, SyntaxError among them
-        cure = "mend it, convert it to .jpg, or remove it"
-        raise InputError(f"{str(file)!r} cannot be read as an image ({first_line(error)}); {cure}") from error
+        cure = "; mend it, convert it to .jpg, or remove it" * Path(file).is_file()
+        raise InputError(f"{str(file)!r} cannot be read as an image ({first_line(error)}){cure}") from error
     if mode.startswith(("I", "F")):  # Pillow has clipped these to 0..255 without a word
         raise InputError(f"{str(file)!r} has more than 8 bits a channel (mode {mode}); save it with 8")
     return pixels

@@ -47,7 +47,12 @@ class Recipe:
     momentum: float = option(0.9, "of SGD, Nesterov's", "0 or more and below 1", lambda v: 0 <= v < 1)
     weight_decay: float = option(1e-3, "of the optimizer", "0 or more", lambda v: 0 <= v < math.inf)
     label_smoothing: float = option(0.0, "of the training loss", "0 or more and below 1", lambda v: 0 <= v < 1)
-    criterion: object = option(None, "the training loss", "a function or None", lambda v: v is None or callable(v))
+    criterion: object = option(
+        None,
+        "the training loss",
+        "a function or None",
+        lambda v: v is None or (callable(v) and not isinstance(v, type)),
+    )
     ema: float = option(0.05, "averaging time over the steps so far", "above 0 and at most 1", lambda v: 0 < v <= 1)
     precision: str = option("auto", "number format", ("auto", "bf16", "fp16", "fp32"), compared=False)
     device: str | None = option(None, "cpu, cuda, cuda:1, ... (the first GPU, else the CPU)", compared=False)

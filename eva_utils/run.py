@@ -155,8 +155,18 @@ def _in_json(value):
         options = [{k: v for k, v in vars(part).items() if not k.startswith("_")} for part in value.modules()]
         return {without_addresses(repr(value)): {"options": options, **value.state_dict()}}
     if inspect.isfunction(value) and not value.__module__.startswith("torch."):  # nor does a lambda's
-        return f"{value.__qualname__} {zlib.crc32(_code(value.__code__).encode()):08x}"
-    return value.tolist() if hasattr(value, "tolist") else without_addresses(repr(value))
+        used = inspect.getclosurevars(value)
+        around = {**used.globals, **used.nonlocals, **(value.__kwdefaults__ or {}), "defaults": value.__defaults__}
+        # What may have changed since, a list or a network, says nothing.
+        fixed = {name: v for name, v in around.items() if isinstance(v, (int, float, str, tuple, torch.Tensor))}
+        return f"{value.__qualname__} {zlib.crc32(f'{_code(value.__code__)} {fixed}'.encode()):08x}"
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    own = type(value).__repr__ is not object.__repr__
+    try:
+        return without_addresses(repr(value) if own else f"{type(value).__qualname__} {vars(value)}")
+    except ValueError as error:  # albumentations', of a Lambda without a name
+        raise InputError(f"{type(value).__name__} cannot be compared: {first_line(error)}") from error
 
 
 def _code(code) -> str:

@@ -45,13 +45,13 @@ def set_rate(optimizer, rate: float, shares: list[float]) -> None:
 
 def set_train_mode(model: nn.Module, like: nn.Module) -> None:
     """Train mode, but for what the caller has frozen: layers in eval mode within ``like``, which is in train mode; of
-    one that is in eval mode as a whole, BatchNorm whose parameters are frozen."""
-
-    def frozen(module: nn.Module) -> bool:
-        norm = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine
-        return like.training or (norm and not module.weight.requires_grad)
-
-    stay = [name for name, module in like.named_modules() if not module.training and frozen(module)]
+    one that is in eval mode as a whole, as after a training, what was frozen then, and BatchNorm of frozen weights."""
+    if like.training:
+        like.frozen_layers = [name for name, module in like.named_modules() if not module.training]
+    stay = list(getattr(like, "frozen_layers", ()))
+    for name, module in () if like.training else like.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine and not module.weight.requires_grad:
+            stay.append(name)
     model.train()
     for name in stay:
         model.get_submodule(name).eval()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from albumentations.pytorch import ToTensorV2
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
 from eva_utils import Augment, Images, InputError, Recipe
 from eva_utils import batches as batches_module
@@ -141,6 +141,7 @@ def test_what_does_not_fit_the_images_is_named_with_its_value():
     ([A.Normalize(), ToTensorV2()], r"augment has Normalize\(.*but evaluation.*A.Normalize\(train.mean"),
     ([A.OneOf([A.Normalize(MEAN, (1, 1, 1))], p=1), ToTensorV2()], r"augment has Normalize\("),
     ([A.ToFloat(), A.Normalize(MEAN, STD), ToTensorV2()], r"augment has Normalize\("),
+    ([A.Normalize(MEAN, STD), A.Normalize(MEAN, STD), ToTensorV2()], r"augment has Normalize\("),
     ([ToTensorV2()], r"gives Tensor torch.uint8 \(3, 12, 12\); .* a float32 tensor \(3, h, w\)"),
     ([A.ToFloat(), ToTensorV2()], "augment does not normalise"),
     ([A.Normalize(MEAN, STD)], r"gives ndarray float32 \(12, 12, 3\)"),
@@ -228,12 +229,13 @@ def test_any_data_loader_will_do():
 
 
 def test_what_are_no_batches_of_two_tensors_is_refused_with_the_cure():
-    for data in (TensorDataset(torch.rand(2, 1)), torch.rand(3), "photos", 7, iter([])):
+    endless = DataLoader(type("Endless", (IterableDataset,), {"__iter__": lambda self: iter(())})())
+    for data in (TensorDataset(torch.rand(2, 1)), torch.rand(3), "photos", 7, iter([]), endless):
         with pytest.raises(InputError, match=f"the data is '{type(data).__name__}.*from_arrays"):
             loader(data)
     x, y = torch.rand(2, 3), torch.tensor([0, 2])
     for batch in (x, (x,), {"x": 1}, (x, y, y), (x.byte(), y), (x, y[:1])):
-        with pytest.raises(InputError, match=r"a batch is .*two tensors"):
+        with pytest.raises(InputError, match=r"a batch is .*two tensors.*from_arrays"):
             next(loader([batch]).epoch(0))
     with pytest.raises(InputError, match=r"labels is \(0, 2\); .* for 2 classes"):
         next(batches_module.loader([(x, y)], Recipe(), torch.device("cpu"), outputs=2).epoch(0))

@@ -1,5 +1,8 @@
 """Images: what they are, and how arrays and scikit-learn's digits become some. (CIFAR-10: test_download.py)"""
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +17,9 @@ def test_images_say_what_they_are_and_are_made_of_tensors(tiny):
     assert len(tiny[0]) == 32 and repr(tiny[0]) == "Images(tiny: 32 images of 16 x 16, 3 classes)"
     with pytest.raises(InputError, match="pixels is 'ndarray uint8"):
         Images(*ARRAYS, ("a", "b", "c"), (0.5,) * 3, (0.2,) * 3)
+    for mean, std in ((127.0, 0.2), (math.nan, 0.2), (0.5, 0.0), (0.5, 60.0)):
+        with pytest.raises(InputError, match=r"mean and std is .* units of 0..1"):
+            dataclasses.replace(tiny[0], mean=(mean,) * 3, std=(std,) * 3)
 
 
 @pytest.mark.parametrize("index", [slice(3, 9, 2), [5, 0, 5], range(4), 2, np.int64(2), torch.tensor(2)], ids=repr)
@@ -60,6 +66,8 @@ def test_arrays_of_another_kind_are_refused(pixels, labels, words):
     for pair in (((pixels, labels), ARRAYS), (ARRAYS, (pixels, labels))):
         with pytest.raises(InputError, match=words):
             from_arrays(*pair, "abc")
+    with pytest.raises(InputError, match=r"a pair, \(pixels, labels\)"):
+        from_arrays(*ARRAYS, "abc")
     with pytest.raises(InputError, match=r"classes is .* names that differ"):
         from_arrays(ARRAYS, ARRAYS, "aba")
     with pytest.raises(InputError, match=r"classes is 'set'.* in the order of their labels"):

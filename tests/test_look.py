@@ -187,6 +187,7 @@ def test_classify_needs_the_folder_alone_and_resizes(run, tiny, tmp_path):
     folder, trained = run
     files = [write(tiny[1].pixels[i], tmp_path / f"{i}.png") for i in range(3)]
     expected = predict(trained.ema, tiny[1][:3])
+    assert classify(folder, files) == classify(folder, *files)
     for answer, row in zip(classify(folder, *files), expected, strict=True):
         assert answer == {name: pytest.approx(float(row[i]), abs=1e-5) for i, name in enumerate(tiny[1].classes)}
         assert list(answer.values()) == sorted(answer.values(), reverse=True)
@@ -216,7 +217,8 @@ def test_a_run_that_was_trained_on_a_loader_knows_no_classes(cnn, tiny, tmp_path
 def test_images_of_another_kind_than_trained_on_are_refused(run, tiny):
     model = load_model(run[0])
     assert evaluate(model, tiny[1]).accuracy == evaluate(run[1].ema, tiny[1]).accuracy
-    for other in ({"classes": ("cat", "ant", "bee")}, {"mean": (0.1, 0.2, 0.3)}):
+    larger = tiny[1].pixels.repeat_interleave(2, 1)
+    for other in ({"classes": ("cat", "ant", "bee")}, {"mean": (0.1, 0.2, 0.3)}, {"pixels": larger}):
         for network in (model, run[1].model):
             with pytest.raises(InputError, match="what the images have unlike those trained on is"):
                 evaluate(network, dataclasses.replace(tiny[1], **other))

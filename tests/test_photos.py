@@ -106,7 +106,16 @@ def test_other_files_hidden_ones_and_links_in_circles_are_passed_over(folder, ca
     train, _ = image_folder(folder)
     assert train.classes == ("ant", "bee") and len(train) == 4
     said = capsys.readouterr().out
-    for words in ("passed over", "1 .db", "2 .txt", "1 .bak", "1 no_suffix", "2 .png", "not used: val"):
+    for words in (
+        "passed over",
+        "1 .db",
+        "2 .txt",
+        "1 .bak",
+        "1 no_suffix",
+        "1 .png",
+        "1 folder folder.png",
+        "not used: val",
+    ):
         assert words in said
     assert "DS_Store" not in said
 
@@ -118,6 +127,7 @@ SPOILT = {
     "class only in train": (lambda f: put(f, "train/wasp/0.png", RGB), ["'wasp'", "missing", "test"]),
     "class only in test": (lambda f: put(f, "test/wasp/0.png", RGB), ["'wasp'", "missing", "train"]),
     "class without images": (lambda f: put(f, "train/wasp/notes.txt", b"text"), ["wasp", "no images"]),
+    "no train": (lambda f: [shutil.rmtree(f / "train"), put(f, "ant/0.png", RGB)], ["test/", "no train/"]),
     "one class": (lambda f: [shutil.rmtree(f / s / "bee") for s in ("train", "test")], ["only the class 'ant'"]),
     "garbage": (lambda f: put(f, "train/ant/garbage.png", b"\x89PNG garbage"), ["garbage.png", "cannot be read"]),
     "cut short": (lambda f: put(f, "test/ant/cut.ppm", b"P6 7 5 255 too little"), ["cut.ppm", "cannot be read"]),

@@ -8,6 +8,7 @@ import math
 import random
 import re
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -260,16 +261,17 @@ def test_other_buffers_are_copied_not_averaged(cnn, train):
 # What the caller has frozen, or brings
 
 
+@pytest.mark.parametrize("weights", [True, False])  # whether they are frozen as well
 @pytest.mark.parametrize("call", ["fit", "find_lr"])
-def test_frozen_layers_stay_as_they_are(call, tiny, cnn, train):
+def test_frozen_layers_stay_as_they_are(call, weights, tiny, cnn, train):
     model, modes = cnn(), []
-    model[1].eval().requires_grad_(False)
+    model[1].eval().requires_grad_(not weights)
     model[1].register_forward_hook(lambda norm, *_: modes.append(norm.training))  # in the copy that find_lr trains, too
-    before = copy.deepcopy(model[1].state_dict())
+    before = copy.deepcopy(dict(model[1].named_parameters() if weights else ()) | dict(model[1].named_buffers()))
     for _ in range(2):  # after the first, the whole network is in eval mode
         with contextlib.suppress(InputError):  # noise has no curve to read
             train(model) if call == "fit" else find_lr(model, tiny[0], RECIPE)
-        assert all(value.cpu().equal(before[key]) for key, value in model[1].state_dict().items())
+        assert all(value.equal(model[1].state_dict()[key].cpu()) for key, value in before.items())
     assert set(modes) == {False}
 
 
@@ -404,6 +406,18 @@ def weighted(weight: float) -> dict:
     return {"criterion": nn.CrossEntropyLoss(weight=torch.tensor([1, 1, weight]))}
 
 
+def closed_over(momentum: float) -> dict:
+    return {"optimizer": lambda parameters: torch.optim.SGD(parameters, momentum=momentum)}
+
+
+class Scaled:
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, logits, y):
+        return self.factor * nn.functional.cross_entropy(logits, y)
+
+
 @pytest.mark.parametrize(("first", "second", "change"), [
     ({"criterion": nn.CrossEntropyLoss()}, {"criterion": nn.CrossEntropyLoss(label_smoothing=0.1)}, None),
     (weighted(1.0), weighted(2.0), None),
@@ -411,6 +425,8 @@ def weighted(weight: float) -> dict:
         {"optimizer": lambda parameters: torch.optim.SGD(parameters)},
         {"optimizer": lambda parameters: torch.optim.SGD(parameters, momentum=0.9)}, None,
     ),
+    (closed_over(0.0), closed_over(0.9), None),
+    ({"criterion": Scaled(1.0)}, {"criterion": Scaled(2.0)}, None),
     ({}, {}, lambda model: setattr(model[5], "p", 0.5)),  # Dropout
     ({}, {}, lambda model: model[0].requires_grad_(False)),
 ])  # fmt: skip
@@ -480,6 +496,15 @@ def test_test_data_of_another_kind_are_refused(tiny, cnn):
 def test_training_images_are_checked_beside_a_test_loader(tiny, cnn):
     with pytest.raises(InputError, match="the model has 2 outputs; the data have 3 classes"):
         fit(cnn(outputs=2), tiny[0], [(torch.rand(4, 3, 16, 16), torch.zeros(4).long())], SCHEDULE, RECIPE)
+
+
+def test_what_is_no_schedule_or_recipe_is_named(tiny, cnn):
+    endless = SimpleNamespace(epochs=-2)
+    for schedule, recipe, words in ((RECIPE, SCHEDULE, "recipe is"), (endless, RECIPE, "schedule is")):
+        with pytest.raises(InputError, match=words):
+            fit(cnn(), *tiny, schedule, recipe)
+    with pytest.raises(InputError, match="recipe is 'Images'"):
+        find_lr(cnn(), *tiny)
 
 
 def broken(model: nn.Module) -> nn.Module:
