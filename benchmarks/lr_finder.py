@@ -338,8 +338,9 @@ def summary(rows: Rows) -> str:
     head = [f"{name}: {what}" for name in groups for what in ("mean", "worst")]
     devices = dict.fromkeys(where(row) for row in rows.rows if "curves" in row)
     tried = sum(judged(rows, setting) is not None for setting in SETTINGS)
-    without = f" ({tried - len(complete)} left out: eva_utils refuses the curve; {len(SETTINGS) - tried} not run yet)"
-    title = f"{len(complete)} of {len(SETTINGS)} settings{without}, {len(SEEDS)} seeds each; {'; '.join(devices)}"
+    others = {"left out: eva_utils refuses the curve": tried - len(complete), "not run yet": len(SETTINGS) - tried}
+    others = "; ".join(f"{n} {words}" for words, n in others.items() if n)
+    title = f"{len(complete)} of {len(SETTINGS)} settings{f' ({others})' * bool(others)}, {len(SEEDS)} seeds each; {'; '.join(devices)}"
     return f"{title}:\n\n{markdown(['rule', *head, 'settings above 1', 'runs at chance'], lines)}"
 
 

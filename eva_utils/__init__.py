@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else albumentations asks the network for its newest version
 
 _NAMES = {
-    "errors": ("InputError", "RunError"),
+    "errors": ("InputError",),
     "schedule": ("Triangular", "Triangular2", "ExpRange", "OneCycle", "StepDecay"),
     "model": ("ResNet9", "summary"),
     "data": ("Images", "cifar10", "digits", "from_arrays"),

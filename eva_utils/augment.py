@@ -6,8 +6,6 @@ this order. ``draw``, ``places`` and ``take`` do it to a whole batch with a few 
 the same draws give the same pixels.
 """
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass, field
 

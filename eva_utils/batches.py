@@ -8,8 +8,6 @@ divide their number (a single image left over joins the batch before it). Of sev
 of every batch, image for image what a single process would see.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import pickle
@@ -22,7 +20,7 @@ import torch
 from .augment import NONE, Augment, check_pipeline, normalize
 from .data import IMAGES, Images, check_images, check_labels
 from .device import room
-from .errors import InputError, RunError, check, first_line, kind
+from .errors import InputError, check, first_line, kind
 from .processes import raise_if_stopped, rank, world_size
 from .recipe import Recipe
 
@@ -59,23 +57,21 @@ def loader(data, recipe: Recipe, device: torch.device, shard: tuple[int, int] | 
 
 
 def to_device(images: Images, device: torch.device) -> Images:
-    """The same images with labels and, if there is room for them, pixels on ``device``."""
-    pixels, size = images.pixels, images.pixels.nbytes
-    if pixels.is_cuda or size <= room(device):
-        pixels = pixels.to(device)
-    else:
+    """The same images on ``device``, if there is room for them; else batches are made here, and sent."""
+    size = images.pixels.nbytes
+    if not images.pixels.is_cuda and size > room(device):
         print(f"{images.name}: {size / 1e9:.1f} GB of pixels have no room on {device}, and are sent batch by batch")
-    return dataclasses.replace(images, pixels=pixels.contiguous(), labels=images.labels.to(device))
+        device = images.pixels.device
+    pixels, labels = images.pixels.to(device).contiguous(), images.labels.to(device)
+    return dataclasses.replace(images, pixels=pixels, labels=labels)
 
 
 class _Loader:
-    """``sizes``: of each whole batch. ``parts``: of each batch, this shard's places in the order of an epoch.
-    ``resident``: whether the pixels are on the device."""
+    """``sizes``: of each whole batch. ``parts``: of each batch, this shard's places in the order of an epoch."""
 
     def __init__(self, images: Images, augment, recipe: Recipe, device: torch.device, shard: tuple[int, int]) -> None:
         self.images, self.augment, self.device = images, augment, device
         self.seed, self.workers, (self.rank, processes) = recipe.seed, recipe.workers, shard
-        self.resident = images.pixels.device.type == device.type
         n, size = len(images), recipe.batch_size
         check("batch_size", size, size <= n, f"between 1 and the {n:,} training images")
         self.sizes, left = [size] * (n // size), n % size
@@ -96,32 +92,18 @@ class _Loader:
 
 
 class DeviceLoader(_Loader):
-    """Whole batches, made on the device where the data set lives as uint8.
-
-    A data set that has no room there stays in the computer's memory, and each batch's bytes are sent when it is due.
-    """
+    """Whole batches, made where the data set lives as uint8: on the device, or beside it if it has no room there."""
 
     def epoch(self, epoch: int) -> Batches:
         images, generator, mine = self.images, self.generator(epoch), torch.cat(self.parts)
         n, height, width, _ = images.pixels.shape
-        order = torch.randperm(n, generator=generator)[mine]
-        draws = self.augment.draw(n, height, width, generator)[:, mine].to(self.device)
-        there = order.to(self.device)
-        labels = images.labels[there]
-        if not self.resident:  # what is sent is a batch, so an image's number is that within its batch
-            there = torch.cat([torch.arange(len(part)) for part in self.parts]).to(self.device)
-        sizes = [len(part) for part in self.parts]
+        order = torch.randperm(n, generator=generator)[mine].to(images.pixels.device)
+        draws = self.augment.draw(n, height, width, generator)[:, mine].to(images.pixels.device)
         # Of all batches at once: many small operations, which would cost a GPU time in every step.
-        places = self.augment.places(draws, there, height, width)
-        batches = (values.split(sizes) for values in (order, labels, *places))
-        for index, y, *here in zip(*batches, strict=True):
-            pixels = images.pixels if self.resident else self.sent(images.pixels[index])
-            yield self.augment.take(pixels, here, images.mean, images.std), y
-
-    def sent(self, pixels: torch.Tensor) -> torch.Tensor:
-        if self.device.type == "cuda":
-            pixels = pixels.pin_memory()  # then the CPU need not wait for the copy
-        return pixels.to(self.device, non_blocking=True)
+        places = self.augment.places(draws, order, height, width)
+        sizes = [len(part) for part in self.parts]
+        for y, *here in zip(*(values.split(sizes) for values in (images.labels[order], *places)), strict=True):
+            yield _placed(self.augment.take(images.pixels, here, images.mean, images.std), y, self.device)
 
 
 class WorkerLoader(_Loader, torch.utils.data.Dataset):
@@ -149,7 +131,7 @@ class WorkerLoader(_Loader, torch.utils.data.Dataset):
             if "DataLoader worker (pid" not in str(error):  # and not "Caught ... in DataLoader worker process"
                 raise
             raise_if_stopped()  # workers that got the same signal are not reported as crashed
-            raise RunError(
+            raise InputError(
                 "a worker process died: out of memory, or the script lacks if __name__ == '__main__' around its calls; "
                 "the same call goes on from the last checkpoint, if any, and with workers=0 in one process"
             ) from error
@@ -199,17 +181,14 @@ class GivenLoader:
     def epoch(self, epoch: int) -> Batches:
         if hasattr(sampler := getattr(self.batches, "sampler", None), "set_epoch"):
             sampler.set_epoch(epoch)
+        words = f"two tensors, (x, y): floating-point numbers (n, ...) and n labels; or give {IMAGES}"
         for batch in self.batches:
-            match batch:
-                case torch.Tensor(shape=(n, *_)) as x, torch.Tensor(shape=(m, *_)) as y if (
-                    n == m > 0 and x.is_floating_point()
-                ):
-                    if self.outputs:
-                        check_labels(y, self.outputs)
-                    yield _placed(x.float(), y if y.is_floating_point() else y.long(), self.device)
-                case _:
-                    right = f"two tensors, (x, y): floating-point numbers (n, ...) and n labels; or give {IMAGES}"
-                    check("a batch", kind(batch), False, right)
+            x, y = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (None, None)
+            right = isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor) and x.is_floating_point()
+            check("a batch", kind(batch), right and x.shape[:1] == y.shape[:1] > (0,), words)
+            if self.outputs:
+                check_labels(y, self.outputs)
+            yield _placed(x.float(), y if y.is_floating_point() else y.long(), self.device)
 
 
 def _placed(x: torch.Tensor, y: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

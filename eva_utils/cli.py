@@ -9,8 +9,6 @@ examples:
 Exit status: 0 done, 1 a fault, 2 bad input (or a full disk, or a rate that is too high), 130 Ctrl-C, 143 SIGTERM.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json
@@ -20,7 +18,7 @@ from dataclasses import fields
 
 import eva_utils as eva  # its names are loaded when they are used: so --help answers before torch could be imported
 
-from .errors import InputError, RunError, check, first_line
+from .errors import InputError, check, first_line
 
 
 def train(out, fresh, data, root, size, width, epochs, peak_epoch, lr_min, lr_max, **flags) -> None:
@@ -193,9 +191,9 @@ def main(argv: list[str] | None = None) -> int:
         status, words = 2, f"error: {error}"
     except (MemoryError, RuntimeError) as error:  # torch has a type of its own only for a GPU that is full
         full = isinstance(error, MemoryError) or re.search("(out of|allocate|enough) memory|ALLOC_FAILED", str(error))
-        if not full and not isinstance(error, RunError):
+        if not full:
             raise
         cure = "out of memory; take a smaller --batch-size or --width, or smaller images"
-        status, words = 1, f"{cure} ({first_line(error)})" if full else str(error)
+        status, words = 1, f"{cure} ({first_line(error)})"
     print(f"eva-utils: {words}", file=sys.stderr)
     return status

@@ -1,7 +1,5 @@
 """Data sets in memory: ``Images``, and how arrays, CIFAR-10 and scikit-learn's digits become some."""
 
-from __future__ import annotations
-
 import os
 import tarfile
 import tempfile
@@ -47,7 +45,7 @@ class Images:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def __getitem__(self, index) -> Images:
+    def __getitem__(self, index) -> "Images":
         """The images at ``index`` (a position, a slice, a list or a tensor of positions) as ``Images``."""
         index = rows(index)
         return replace(self, pixels=self.pixels[index], labels=self.labels[index])

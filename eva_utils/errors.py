@@ -1,16 +1,12 @@
-"""The two exceptions that are told in words: wrong input, and a fault that no input could have caused."""
+"""The exception that is told in words, and words for it."""
 
 
 class InputError(ValueError):
-    """Something given from outside (an argument, a file, a folder) cannot be used.
+    """Something given from outside (an argument, a file, a folder, memory for a worker process) cannot be used.
 
     The message names the thing, its value and what would be right. The command line prints it alone,
     without a traceback, and exits with status 2.
     """
-
-
-class RunError(RuntimeError):
-    """A run cannot go on, through no fault of what it was given. The command line prints it and exits with status 1."""
 
 
 def check(name: str, value, ok: bool, right: str) -> None:

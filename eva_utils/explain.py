@@ -1,9 +1,8 @@
 """Grad-CAM: which places of a layer raise a class's logit; and all figures of a run."""
 
-from __future__ import annotations
-
 import copy
 import difflib
+import sys
 import warnings
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +13,7 @@ import torch
 
 from .augment import normalize
 from .data import Images, check_labels
-from .errors import InputError, check, kind
+from .errors import InputError, check, first_line, kind
 from .look import Predictions, confusion, misclassified, predict, predictions
 from .lr_curve import LRRange
 from .model import device_of
@@ -122,4 +121,11 @@ def draw(run: Path, schedule, augment, train_images: Images, test_images: Images
     }
     if (run / RANGE).is_file():
         figures["lr_finder"] = lambda: plots.lr_range(LRRange.load(run / RANGE))
-    print(f"{len(plots.save_all(run / FIGURES, figures))} figures are in {run / FIGURES}")
+    written = 0
+    for name, figure in figures.items():
+        try:
+            plots.save(figure(), run / FIGURES / f"{name}.png")
+            written += 1
+        except Exception as error:  # no run is lost for a figure
+            print(f"figure {name}: {first_line(error) or type(error).__name__}", file=sys.stderr)
+    print(f"{written} figures are in {run / FIGURES}")

@@ -15,8 +15,7 @@ from .batches import loader, to_device
 from .data import Images
 from .device import choose_device, choose_precision, describe, keep_memory
 from .errors import InputError, check, kind
-from .identity import check_network, identity
-from .keeper import Keeper
+from .keeper import COMPUTES, Keeper, check_network, identity
 from .look import confusion, evaluate, predict
 from .processes import on_first, rank, stoppable, world_size
 from .recipe import Recipe
@@ -113,14 +112,14 @@ def fit(
         check("schedule", schedule, whole, "a policy with a whole number of epochs, 1 or more, such as OneCycle")
         if isinstance(train, Images):
             check_network(model, train, recipe)
-        batches = loader(train, recipe, device, outputs=check_network(model, test, recipe))
-        settings = identity(model, train, recipe, test, schedule)
+        logits = check_network(model, test, recipe)
+        batches = loader(train, recipe, device, outputs=logits.shape[1])
+        settings = identity(model, train, recipe, test, schedule) | {COMPUTES: logits}
         mine = settings | {"precision": precision, "device": device.type}
         if changed := differences(on_first(lambda: mine)(), mine):  # machines may differ in their data
             raise InputError(f"process {rank()} was given something else than process 0 (there):\n{changed}")
         trainer = Trainer(model, batches, schedule, recipe, precision)
-        keeper = Keeper(trainer, settings, test, folder)
-        keeper.begin(fresh)
+        keeper = Keeper(trainer, settings, test, folder, fresh)
         model.trained_on = trainer.ema.trained_on = about(train)
         if folder and rank() == 0:
             note_config(folder / CONFIG, recipe, schedule)

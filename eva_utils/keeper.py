@@ -1,84 +1,147 @@
-"""What of a training is kept in its folder, when, and whether what is there belongs to it."""
+"""Which run it is, and what of a training is kept in its folder, and when."""
 
-import contextlib
 import copy
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from . import run
-from .errors import InputError, check
-from .identity import answers, crc32, same_answers
-from .processes import on_first
+import numpy as np
+import torch
+from torch import nn
 
+from . import run
+from .batches import plain_batches
+from .data import Images, check_images
+from .device import seeded
+from .errors import InputError, check
+from .model import device_of, forward
+from .processes import on_first
+from .recipe import Recipe
+
+POINTS = 25  # at which a policy's rates are compared
 SAVE_SECONDS = 20  # between two checkpoints: after each epoch of half a second they would take longer than training
+COMPUTES = "what the network computes"
 HINTS = {
     "first_weights": "; make the model anew after torch.manual_seed(recipe.seed), or load_model(folder)",
     "policy.epochs": "; a one-cycle cannot be prolonged: fit(load_model(folder), ...) into a new folder trains on",
 }
 
 
+def check_network(model: nn.Module, data, recipe: Recipe) -> torch.Tensor:
+    """Its logits (2, classes) for noise. Raises ``InputError`` unless it can be trained, on the classes of ``data``."""
+    device_of(model)  # for its check
+    parameters = list(model.parameters())
+    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in parameters):
+        raise InputError("the model has lazy layers that have not seen an image yet; call it on a batch once")
+    kinds = sorted({"inference_mode" if p.is_inference() else str(p.dtype) for p in parameters if p.requires_grad})
+    right = "['torch.float32']: others lose small steps, and with none, or all frozen, there is nothing to train"
+    check("the type of the parameters that can be trained", kinds, kinds == ["torch.float32"], right)
+    if not all(p.isfinite().all() for p in parameters):
+        raise InputError("the model has weights that are not finite, from a run that failed perhaps; make it anew")
+    if isinstance(data, Images):
+        check_images(data)
+    logits = answers(model, data)
+    sums_to_one = logits.shape[1] > 1 and logits.min() >= 0 and (logits.sum(1) - 1).abs().max() < 1e-4
+    if sums_to_one and recipe.criterion is None:
+        raise InputError("the model gives probabilities; it has to give logits: leave out the softmax, the loss has it")
+    return logits
+
+
+def answers(model: nn.Module, data) -> torch.Tensor:
+    """Logits (2, classes) for noise in the shape of ``data``: on the CPU, in fp32, in eval mode."""
+    with torch.random.fork_rng([]):  # a loader may draw
+        x = next(plain_batches(data, 2, torch.device("cpu")))[0][:2]
+    x = torch.empty_like(x).normal_(generator=torch.Generator().manual_seed(0))
+    network = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    # Seeded for what is random in eval mode, too.
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), seeded(torch.device("cpu"), 0):
+        return forward(network, x, len(data.classes) if isinstance(data, Images) else None)
+
+
+def content(data):
+    """What is compared of ``data``: of ``Images``, all; of a loader, what can be known before it is used up."""
+    if isinstance(data, Images):
+        statistics = torch.tensor([data.mean, data.std], dtype=torch.float32)
+        return crc32({"pixels": data.pixels, "labels": data.labels, "mean and std": statistics})
+    transform = getattr(getattr(data, "dataset", None), "transform", None)
+    return {"batches": len(data), "batch_size": getattr(data, "batch_size", None), "transform": transform}
+
+
+def crc32(tensors: dict[str, torch.Tensor]) -> str:
+    """Checksum of tensors, with their names and shapes."""
+    crc = 0
+    for name, value in tensors.items():
+        crc = zlib.crc32(f"{name} {tuple(value.shape)}".encode(), crc)
+        crc = zlib.crc32(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), crc)
+    return f"{crc:08x}"
+
+
+def identity(model: nn.Module, train, recipe: Recipe, test=None, schedule=None, **more) -> dict:
+    """What decides the result, in what json has: compared when a call meets a folder that holds something."""
+    settings = {
+        "recipe": recipe.compared(),
+        "data": [content(data) for data in (train, test) if data is not None],
+        "first_weights": crc32(model.state_dict()),
+        "params": [sum(p.numel() for p in model.parameters() if p.requires_grad is grad) for grad in (True, False)],
+        "layers": f"{zlib.crc32(run.without_addresses(repr(model)).encode()):08x}",  # the share of a Dropout, say
+        **more,
+    }
+    if schedule is not None:
+        rates = [float(f"{schedule(float(epoch)):.12g}") for epoch in np.linspace(0, schedule.epochs, POINTS)]
+        settings["policy"] = {"name": type(schedule).__name__, "epochs": schedule.epochs, "rates": rates}
+    return run.plain(settings)
+
+
 class Keeper:
     """Keeps what ``trainer`` has done: in ``folder``, if there is one; after a stop, in the model.
 
-    settings: what has to be the same for a call to go on (``identity``). test: its images or batches.
+    settings: what has to be the same for a call to go on (``identity``, and what the network computes). test: its
+    images or batches. The trainer goes on from the folder's checkpoint, if there is one, unless ``fresh`` forgets it.
+    Raises ``InputError`` if that is another run's.
     """
 
-    def __init__(self, trainer, settings: dict, test, folder: Path | None) -> None:
+    def __init__(self, trainer, settings: dict, test, folder: Path | None, fresh: bool) -> None:
         self.trainer, self.settings, self.test, self.folder = trainer, settings, test, folder
-        self.mark(self.weights_now())
+        if folder and (state := on_first(self._stored)(fresh)):
+            self._compare(state)
+            trainer.load_state_dict(state)
+            rest = "finished, nothing to compute" if trainer.done else f"going on after epoch {len(trainer.history)}"
+            print(f"{folder / run.CHECKPOINT}: {rest}")
+        self.mark()
 
-    def weights_now(self) -> dict:
-        return copy.deepcopy(self.trainer.model.state_dict())
-
-    def mark(self, weights: dict) -> None:
+    def mark(self) -> None:
         """The last checkpoint, or the beginning: when it was, after how many epochs, with which weights."""
-        self.when, self.epochs, self.weights = time.perf_counter(), len(self.trainer.history), weights
+        self.when, self.epochs = time.perf_counter(), len(self.trainer.history)
+        self.weights = copy.deepcopy(self.trainer.model.state_dict())
 
     def put_back(self) -> None:
         """After a training that was stopped: the model as the last checkpoint has it, or as it came."""
         self.trainer.model.load_state_dict(self.weights)
 
-    def begin(self, fresh: bool) -> None:
-        """Go on from the folder's checkpoint, if there is one. Raises ``InputError`` if it is another run's."""
-        if self.folder and (state := on_first(self._stored)(fresh)):
-            self._compare(state)
-            self.trainer.load_state_dict(state)
-            self.mark(self.weights_now())
-            rest = "finished, nothing to compute" if self.trainer.done else f"going on after epoch {self.epochs}"
-            print(f"{self.folder / run.CHECKPOINT}: {rest}")
-
     def _stored(self, fresh: bool) -> dict | None:
-        file, state = self.folder / run.CHECKPOINT, None
-        with contextlib.suppress(InputError) if fresh else contextlib.nullcontext():
-            if file.is_file() or run.copy_of(file):
-                found = run.read_tensors(file)
-                check(str(file), sorted(found), {"settings", "facts"} <= found.keys(), "a checkpoint of fit; delete it")
-                state = found
+        file = self.folder / run.CHECKPOINT
+        if not fresh and (file.is_file() or run.copy_of(file)):
+            state = run.read_tensors(file)
+            check(str(file), sorted(state), {"settings", "now"} <= state.keys(), "a checkpoint of fit; delete it")
+            return state
         if fresh:
-            which = ""
-            if state:
-                same = state["settings"]["first_weights"] == self.settings["first_weights"]
-                which = f", {'those' if same else 'not those'} that the run before began with"
-            print(f"{self.folder}: starting over from the model's weights{which}")
-            run.forget(self.folder, *run.TRAINED)
-        elif state is None:
-            run.forget(self.folder, run.RESULTS)  # it marks a finished run
-        return None if fresh else state
+            left = ", which a training has left" if hasattr(self.trainer.model, "trained_on") else ""
+            print(f"{self.folder}: starting over from the model's weights{left}")
+        run.forget(self.folder, *(run.TRAINED if fresh else [run.RESULTS]))  # the latter marks a finished run
+        return None
 
     def _compare(self, state: dict) -> None:
         """The model may have the run's first weights, or those that it was stopped or finished with."""
-        there, here = state["settings"], self.settings
-        if here["first_weights"] == state["weights"]:  # the next checkpoint, too, shall say what the run began with
-            here["first_weights"] = there["first_weights"]
-        changed = run.differences(there, here)
-        if not changed and not same_answers(self.trainer.model, self.test, state["model"], state["answers"]):
-            changed = "  what the network computes: another forward() with the same weights"
-        if changed:
+        there, now = state["settings"], state["now"]
+        if self.settings["first_weights"] == now["first_weights"]:
+            there = there | now
+        if changed := run.differences(there, self.settings):
             raise InputError(
                 f"{str(self.folder)!r} holds another run:\n{changed}\nchoose another folder, or start over with "
                 "fresh=True (--fresh)" + "".join(hint for key, hint in HINTS.items() if key in changed)
             )
+        self.settings = state["settings"]  # the next checkpoint, too, shall say what the run began with
 
     def after_epoch(self) -> None:
         """Write a checkpoint, if one is due, and the history."""
@@ -87,9 +150,8 @@ class Keeper:
         done = self.trainer.done
         try:
             if done or on_first(lambda: time.perf_counter() - self.when >= SAVE_SECONDS)():
-                weights = self.weights_now()
                 on_first(self._save)()
-                self.mark(weights)
+                self.mark()
             # After the checkpoint: what is put back has to be what it holds, even if this fails.
             on_first(run.write_csv)(self.folder / run.HISTORY, self.trainer.history)
         except InputError as error:
@@ -98,8 +160,9 @@ class Keeper:
             print(f"{error}; training goes on, and tries again after a later epoch", flush=True)
 
     def _save(self) -> None:
-        model, state = self.trainer.model, self.trainer.state_dict()
-        state |= {"settings": self.settings, "weights": crc32(model.state_dict()), "answers": answers(model, self.test)}
+        model = self.trainer.model
+        now = {"first_weights": crc32(model.state_dict()), COMPUTES: answers(model, self.test)}
+        state = {"settings": self.settings, "now": now, **self.trainer.state_dict()}
         run.write_tensors(self.folder / run.CHECKPOINT, state)
 
     def finish(self, results: Callable[[], dict], about: dict) -> dict:

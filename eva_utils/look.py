@@ -1,7 +1,5 @@
 """Looking at a network: accuracy, probabilities, confusions, mistakes, one photo."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,12 +83,9 @@ def evaluate(model: nn.Module, images, *, tta=False, label_smoothing=0.0, precis
     """
     device = device_of(model)
     loss, counts = torch.zeros((), device=device), torch.zeros(2, dtype=torch.int64, device=device)
-    if own := isinstance(images, Images):
-        check_images(images)
     part = images[rank() :: world_size()] if sharded and world_size() > 1 else images
     for logits, y in _logits_of(model, part, tta, precision):
-        if not own:
-            check_labels(y, logits.shape[1])
+        check_labels(y, logits.shape[1])
         loss += nn.functional.cross_entropy(logits, y, reduction="sum", label_smoothing=label_smoothing)
         counts += torch.stack([(logits.argmax(1) == y).sum(), torch.ones_like(y).sum()])
     if sharded:
@@ -113,13 +108,6 @@ class Confusion:
         right = zip(self.classes, self.counts.diagonal().tolist(), self.counts.sum(1).tolist(), strict=True)
         return {name: 100 * recognised / n for name, recognised, n in right if n}
 
-    def most_confused(self, k: int = 5) -> list[tuple[str, str, int]]:
-        """The ``k`` largest confusions as (true class, predicted class, count), largest first."""
-        wrong = self.counts - np.diag(np.diag(self.counts))
-        order = np.argsort(-wrong, axis=None, kind="stable")[:k]
-        pairs = [divmod(int(i), len(self.classes)) for i in order]
-        return [(self.classes[i], self.classes[j], int(wrong[i, j])) for i, j in pairs if wrong[i, j]]
-
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
@@ -134,18 +122,13 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, i) -> Predictions:
+    def __getitem__(self, i) -> "Predictions":
         return Predictions(*(value[rows(i)] for value in vars(self).values()))
 
-    def pick(self, n: int = 25) -> Predictions:
+    def pick(self, n: int = 25) -> "Predictions":
         """The ``n`` that the model was surest of, surest first (all of them, if there are fewer)."""
         sure = self.probabilities.max(1).values
         return self[sure.argsort(descending=True, stable=True)[:n]]
-
-    def caption(self, i: int) -> tuple[str, str, float]:
-        """(true class, predicted class, the predicted class's probability) of image ``i``."""
-        classes, predicted = self.images.classes, int(self.predicted[i])
-        return classes[int(self.images.labels[i])], classes[predicted], float(self.probabilities[i, predicted])
 
 
 def predictions(model: nn.Module, images: Images, probabilities: torch.Tensor | None = None) -> Predictions:

@@ -19,7 +19,7 @@ from tqdm.std import tqdm
 from .batches import Batches, loader, seed_for
 from .device import choose_device, choose_precision, keep_memory, seeded
 from .errors import InputError, check, kind
-from .identity import check_network, identity
+from .keeper import check_network, identity
 from .lr_curve import BARE, SMOOTH, STOPS, LRRange, read_curve
 from .processes import on_first, raise_if_stopped, stoppable
 from .recipe import Recipe
@@ -51,7 +51,7 @@ def find_lr(
     other first weights.
     """
     check("recipe", kind(recipe), isinstance(recipe, Recipe), "a Recipe, after the training data")
-    outputs = check_network(model, train, recipe)
+    outputs = check_network(model, train, recipe).shape[1]
     optimizer = recipe.make_optimizer(copy.deepcopy(model).parameters())
     low, high = (1e-3, 10.0) if isinstance(optimizer, torch.optim.SGD) else (1e-5, 0.1)
     start, end = low if lr_start is None else lr_start, high if lr_end is None else lr_end

@@ -32,22 +32,17 @@ class Residual(nn.Module):
         return x + self.residual(x)
 
 
-class GlobalMaxPool(nn.Module):
-    """(n, c, h, w) -> (n, c, 1, 1). AdaptiveMaxPool2d has no kernel for channels_last memory on a GPU."""
+class Head(nn.Module):
+    """Max-pool to 1 x 1, linear without bias, times a constant: (n, inputs, h, w) -> logits (n, classes)."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.max_pool2d(x, x.shape[2:])
-
-
-class Scale(nn.Module):
-    """Multiply by a constant."""
-
-    def __init__(self, factor: float) -> None:
+    def __init__(self, inputs: int, classes: int, scale: float) -> None:
         super().__init__()
-        self.register_buffer("factor", torch.tensor(factor))  # part of the state, so that saved weights bring it along
+        self.linear = nn.Linear(inputs, classes, bias=False)
+        self.register_buffer("scale", torch.tensor(scale))  # part of the state, so that saved weights bring it along
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.factor
+        x = nn.functional.max_pool2d(x, x.shape[2:])  # AdaptiveMaxPool2d has no kernel for channels_last on a GPU
+        return self.linear(x.flatten(1)) * self.scale
 
 
 class ResNet9(nn.Sequential):
@@ -69,9 +64,7 @@ class ResNet9(nn.Sequential):
         self.layer1 = Residual(width, 2 * width)
         self.layer2 = conv_bn(2 * width, 4 * width, pool=True)
         self.layer3 = Residual(4 * width, 8 * width)
-        linear = nn.Linear(8 * width, num_classes, bias=False)
-        head = OrderedDict(pool=GlobalMaxPool(), flatten=nn.Flatten(), linear=linear, scale=Scale(logit_scale))
-        self.head = nn.Sequential(head)
+        self.head = Head(8 * width, num_classes, logit_scale)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -1,7 +1,5 @@
 """Photographs: folders of any sizes as ``Images``, and one file as pixels."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +7,8 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageOps
+from tqdm.std import tqdm
 
 from .data import Images, cifar10, digits, from_arrays
 from .errors import InputError, check, first_line
@@ -109,8 +109,6 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
 
 def _read(files: list[Path], size: int | None) -> np.ndarray:
     """All of ``files`` as uint8 (n, h, w, 3); without ``size`` they have to be of one size."""
-    from tqdm.std import tqdm
-
     height, width, _ = shape = photo(files[0], size).shape
     need, memory = len(files) * height * width * 3, float("inf")
     if hasattr(os, "sysconf"):  # Windows has none
@@ -136,8 +134,6 @@ def _read(files: list[Path], size: int | None) -> np.ndarray:
 
 def photo(file: Path, size: int | None = None) -> np.ndarray:
     """One image file as uint8 (height, width, 3), upright; with ``size``, as a square of that side."""
-    from PIL import Image, ImageOps
-
     try:
         with Image.open(Path(file).expanduser()) as image:
             mode, image = image.mode, ImageOps.exif_transpose(image)

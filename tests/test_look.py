@@ -145,9 +145,6 @@ def test_confusion_and_recall_are_counted(tiny, probabilities):
     for true, row in zip(images.labels.tolist(), probabilities.tolist(), strict=True):
         expected[true, row.index(max(row))] += 1
     result = confusion(None, images, probabilities)
-    (true, predicted, n), *_ = result.most_confused()
-    assert n == (expected - np.diag(np.diag(expected))).max()
-    assert expected[images.classes.index(true), images.classes.index(predicted)] == n and true != predicted
     assert result.counts.tolist() == expected.tolist()
     assert result.recall == {c: 100 * expected[i, i] / expected[i].sum() for i, c in enumerate(images.classes)}
     only = images[(images.labels == 1).nonzero().flatten()]
@@ -165,7 +162,6 @@ def test_misclassified_are_those_whose_label_is_not_the_likeliest(tiny, probabil
     sure, picked = wrong.probabilities.max(1).values, wrong.pick(5)  # the surest first, and all fields went along
     assert picked.probabilities.max(1).values.tolist() == sorted(sure.tolist(), reverse=True)[:5]
     assert picked.images.pixels.equal(images.pixels[picked.index])
-    assert picked.caption(0)[1:] == (images.classes[int(picked.predicted[0])], pytest.approx(float(sure.max())))
     assert len(misclassified(None, images, nn.functional.one_hot(images.labels).float()).pick()) == 0
 
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from eva_utils import InputError, ResNet9, summary
-from eva_utils.model import GlobalMaxPool
+from eva_utils.model import Head
 
 PARAMETERS = 6_573_120
 
@@ -133,7 +133,8 @@ def test_the_last_pool_is_torchs_adaptive_one(device, dtype):
     """Values and gradients, ties included, and the memory's order stays."""
     x = torch.randint(-3, 3, (5, 7, 4, 6)).to(device, dtype).contiguous(memory_format=torch.channels_last)
     mine, theirs = x.clone().requires_grad_(), x.contiguous().requires_grad_()  # its kernel takes no channels_last
-    out, expected = GlobalMaxPool()(mine), nn.AdaptiveMaxPool2d(1)(theirs)
+    head = Head(7, 3, 0.5).to(device, dtype)
+    out, expected = head(mine), head.linear(nn.AdaptiveMaxPool2d(1)(theirs).flatten(1)) * head.scale
     assert torch.equal(out, expected)
     weight = torch.randn(out.shape).to(device, dtype)
     (out * weight).sum().backward()

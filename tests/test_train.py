@@ -33,7 +33,7 @@ from eva_utils import (
 from eva_utils import run as run_module
 from eva_utils import train as train_module
 from eva_utils.batches import loader
-from eva_utils.identity import identity
+from eva_utils.keeper import identity
 from eva_utils.run import read_csv
 from eva_utils.train import EMA_EVERY, Trainer
 
@@ -468,7 +468,7 @@ def test_fresh_starts_from_the_weights_it_is_given_and_says_which(cnn, train, tm
     expected = train(copy.deepcopy(trained), seed=2)
     capsys.readouterr()
     assert_same_run(train(trained, seed=2, folder=tmp_path, fresh=True), expected)
-    assert "starting over from the model's weights, not those" in capsys.readouterr().out
+    assert "starting over from the model's weights, which a training has left" in capsys.readouterr().out
 
 
 # What goes wrong

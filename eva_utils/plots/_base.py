@@ -2,7 +2,6 @@
 
 import functools
 import io
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..errors import check, first_line
+from ..errors import check
 from ..run import write_bytes
 
 SCREEN, FINE = 100, 200  # dots an inch: in a notebook, and of saved figures unless they are made of many pictures
@@ -113,14 +112,3 @@ def save(figure: Figure, path: str | Path) -> Path:
     check("path", str(path), path.suffix.lower() == ".png", "a name that ends in .png")
     write_bytes(path, png(figure))
     return path
-
-
-def save_all(folder: str | Path, figures: dict[str, Callable[[], Figure]]) -> list[Path]:
-    """Save each of ``figures`` as folder/name.png; returns the paths. One that fails is a line on stderr."""
-    written = []
-    for name, draw in figures.items():
-        try:
-            written.append(save(draw(), Path(folder) / f"{name}.png"))
-        except Exception as error:  # no run is lost for a figure
-            print(f"figure {name}: {first_line(error) or type(error).__name__}", file=sys.stderr)
-    return written

@@ -194,6 +194,7 @@ def compare(runs: dict) -> Figure:
         epoch_axis(ax, max(lengths))
         ax.set_title("EMA" if key.endswith("ema") else "Last weights")
         show_ends(ax, 1, accuracy=True)
-        first = [rows[-1][key] for rows in next(iter(runs.values())) if len(rows) == min(lengths)]
-        ax.axhline(np.mean(first), color=BLUE, lw=0.8, ls=":")
+        first = next(iter(runs.values()))
+        ended = [rows[-1][key] for rows in first if len(rows) == min(map(len, first))]
+        ax.axhline(np.mean(ended), color=BLUE, lw=0.8, ls=":")
     return figure

@@ -36,11 +36,12 @@ def _mosaic(title: str, pictures: np.ndarray, names=(), above=()) -> Figure:
 
 def _words(found, i: int, width: int, explained: int) -> str:
     """What is said of image ``i``: first of the class that is explained, if it is another one than predicted."""
-    true, predicted, probability = found.caption(i)
-    lines = [f"predicted {predicted} ({100 * probability:.0f}\xa0%)", f"true {true}"]
-    if explained != int(found.predicted[i]):
-        name, share = found.images.classes[explained], float(found.probabilities[i, explained])
-        lines.insert(0, f"class {name} ({100 * share:.0f}\xa0%)")
+    names = found.images.classes
+    likely = [f"{name} ({100 * share:.0f}\xa0%)" for name, share in zip(names, found.probabilities[i], strict=True)]
+    predicted = int(found.predicted[i])
+    lines = [f"predicted {likely[predicted]}", f"true {names[int(found.images.labels[i])]}"]
+    if explained != predicted:
+        lines.insert(0, f"class {likely[explained]}")
     lines[0] = f"{i + 1}. {lines[0]}"
     return "\n".join(textwrap.fill(line, width) for line in lines)
 
@@ -90,7 +91,8 @@ def confusion(confusion, pairs: int = 5) -> Figure:
     ax.set_xticks(range(k), classes, fontsize=min(10, 1300 / k), rotation=45, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(k), classes, fontsize=min(10, 1300 / k))
     ax.grid(False)
-    worst = [f"{true} taken for {predicted}:\xa0{count}" for true, predicted, count in confusion.most_confused(pairs)]
+    largest = (divmod(int(place), k) for place in np.argsort(-wrong, axis=None, kind="stable")[:pairs])
+    worst = [f"{classes[i]} taken for {classes[j]}:\xa0{wrong[i, j]}" for i, j in largest if wrong[i, j]]
     words = textwrap.fill(f"Most confused: {', '.join(worst)}", int(13 * size)) if worst else ""
     figure.supxlabel(words, fontsize=10, x=0.01, ha="left")
     return figure
