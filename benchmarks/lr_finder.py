@@ -340,7 +340,8 @@ def summary(rows: Rows) -> str:
     tried = sum(judged(rows, setting) is not None for setting in SETTINGS)
     others = {"left out: eva_utils refuses the curve": tried - len(complete), "not run yet": len(SETTINGS) - tried}
     others = "; ".join(f"{n} {words}" for words, n in others.items() if n)
-    title = f"{len(complete)} of {len(SETTINGS)} settings{f' ({others})' * bool(others)}, {len(SEEDS)} seeds each; {'; '.join(devices)}"
+    title = f"{len(complete)} of {len(SETTINGS)} settings{f' ({others})' * bool(others)}, {len(SEEDS)} seeds each"
+    title += f"; {'; '.join(devices)}"
     return f"{title}:\n\n{markdown(['rule', *head, 'settings above 1', 'runs at chance'], lines)}"
 
 

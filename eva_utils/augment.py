@@ -8,6 +8,7 @@ the same draws give the same pixels.
 
 import functools
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -30,7 +31,8 @@ class Augment:
 
     def __post_init__(self) -> None:
         for name in ("padding", "cutout"):
-            check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more pixels")
+            value = getattr(self, name)
+            check(name, value, isinstance(value, Integral) and value >= 0, "a whole number of pixels, 0 or more")
 
     def check(self, height: int, width: int) -> None:
         """Raises ``InputError`` unless images of this size can be padded and cut like this."""

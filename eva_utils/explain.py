@@ -86,8 +86,11 @@ def gradcam(
                 cam.activations_and_grads(x[:1])
                 times = len(cam.activations_and_grads.activations)
                 check(f"how often layer {layer!r} is used", times, times == 1, "once: choose another layer")
-                for where, labels in ((maps, explained), (true, images.labels)):
-                    where[:, j] = cam(x, [ClassifierOutputTarget(label) for label in labels.tolist()])
+                try:
+                    for where, labels in ((maps, explained), (true, images.labels)):
+                        where[:, j] = cam(x, [ClassifierOutputTarget(label) for label in labels.tolist()])
+                except (AttributeError, IndexError) as error:  # grad-cam waited for a gradient
+                    raise InputError(f"the logits have no gradient at layer {layer!r}; take another") from error
     return cams
 
 

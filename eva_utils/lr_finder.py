@@ -8,7 +8,7 @@ import time
 import warnings
 from dataclasses import replace
 from functools import partial
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +55,8 @@ def find_lr(
     optimizer = recipe.make_optimizer(copy.deepcopy(model).parameters())
     low, high = (1e-3, 10.0) if isinstance(optimizer, torch.optim.SGD) else (1e-5, 0.1)
     start, end = low if lr_start is None else lr_start, high if lr_end is None else lr_end
-    check("lr_start and lr_end", (start, end), 0 < start < end < math.inf, "positive and in this order")
+    right = isinstance(start, Real) and isinstance(end, Real) and 0 < start < end < math.inf
+    check("lr_start and lr_end", (start, end), right, "positive numbers in this order")
     right = f"a whole number, {3 * SMOOTH} or more, to give a curve that can be read"
     check("steps", steps, isinstance(steps, Integral) and steps >= 3 * SMOOTH, right)
     settings = identity(model, train, recipe, lr_start=start, lr_end=end, steps=steps)

@@ -5,6 +5,7 @@ The cyclic policies only divide by ``step_size``, so both may be counted in iter
 """
 
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
@@ -27,7 +28,9 @@ class _Policy:
     def __post_init__(self) -> None:
         for name, (right, ok) in LIMITS.items():
             if hasattr(self, name):
-                check(name, getattr(self, name), ok(self), right.format(p=self))
+                value = getattr(self, name)
+                check(name, value, name == "milestones" or isinstance(value, Real), "a number")
+                check(name, value, ok(self), right.format(p=self))
 
     def __call__(self, epoch):
         """The learning rate at ``epoch``: a float for a number, an array of the same shape for an array."""

@@ -154,6 +154,8 @@ def test_a_layer_that_is_not_used_once_is_refused(images):
     for net, layer, times in ((twice, "0", 2), (Net(lambda y, x: y), "unused", 0)):
         with pytest.raises(InputError, match=f"how often layer '{layer}' is used is {times}; .* choose another layer"):
             gradcam(net, images[:2], layer)
+    with pytest.raises(InputError, match="the logits have no gradient at layer 'named'"):
+        gradcam(Net(lambda y, x: y.detach() + x), images[:2], "named")
 
 
 @pytest.mark.parametrize(

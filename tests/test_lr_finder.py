@@ -247,6 +247,7 @@ def test_after_a_training_neither_other_arguments_nor_trained_weights_are_taken(
     ("bad", "message"),
     [
         ({"lr_start": 1, "lr_end": 0.1}, r"lr_start and lr_end is \(1, 0.1\)"),
+        ({"lr_start": "a"}, r"lr_start and lr_end is \('a', 10.0\)"),
         ({"lr_start": 0}, r"lr_start and lr_end is \(0, 10.0\)"),
         ({"steps": 30}, "steps is 30.*33"),
         ({"steps": 40.5}, "steps is 40.5.*whole"),

@@ -77,7 +77,7 @@ def test_head_is_the_maximum_of_each_channel_times_the_matrix_times_the_scale():
         torch.testing.assert_close(model.head(x), scale * (x.amax((2, 3)) @ model.head.linear.weight.T))
 
 
-@pytest.mark.parametrize(("name", "value"), [("num_classes", 1), ("width", 0)])
+@pytest.mark.parametrize(("name", "value"), [("num_classes", 1), ("num_classes", 2.5), ("width", 0)])
 def test_bad_argument_is_named_with_its_value(name, value):
     with pytest.raises(InputError, match=f"{name} is {value}; it has to be"):
         ResNet9(**{name: value})

@@ -104,7 +104,7 @@ def test_ends_and_peak_are_exact_and_limits_are_kept(policy, epochs):
 NAN, INF = math.nan, math.inf
 ONE_CYCLE = OneCycle(epochs=24, peak_epoch=5, lr_min=0.1, lr_max=1.0)
 BAD = [
-    (ONE_CYCLE, "lr_min", (0, -0.1, NAN, INF)),
+    (ONE_CYCLE, "lr_min", (0, -0.1, NAN, INF, None, "0.1")),
     (ONE_CYCLE, "lr_max", (0.1, 0.05, -1, NAN, INF)),
     (ONE_CYCLE, "epochs", (0, 0.5, -3, NAN, INF)),
     (ONE_CYCLE, "peak_epoch", (0, 24, 25.5, -1, NAN, INF)),
