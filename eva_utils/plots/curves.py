@@ -18,7 +18,7 @@ def zigzag(policy, cycles: float = 3, *, annotate: bool = False, ax=None) -> Fig
     if not annotate:
         ax = ax or Picture(8, 1.8).subplots()
         policy_curve(ax, policy, end, "black", lw=1.5)
-        ax.hlines((lo, hi), 0, end, ("0.3", "0.8"), lw=1, zorder=1)
+        ax.hlines((lo, hi), 0, end, ["0.3", "0.8"], lw=1, zorder=1)
         ax.set(ylim=(lo - 0.01 * height, hi + 0.01 * height))
         ax.axis("off")
         return ax.figure
