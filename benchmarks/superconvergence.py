@@ -43,10 +43,12 @@ def draw(rows: list[dict]):
         curves = zip(row["test_accuracy"], row["test_accuracy_ema"], strict=True)
         history = [{"test_accuracy": last, "test_accuracy_ema": ema} for last, ema in curves]
         runs.setdefault(row["policy"], []).append(history)
-    n = len({row["seed"] for row in rows})
-    return plots.compare(
-        runs, about=f"{NAMES.get(row['data'], row['data'])}, width {row['width']}, {where(row)}, n = {n}"
-    )
+    seeds: dict[int, set] = {}
+    for row in rows:
+        seeds.setdefault(row["epochs"], set()).add(row["seed"])
+    n = ", ".join(f"n = {len(some)} in {epochs} epochs" for epochs, some in seeds.items())
+    about = f"{NAMES.get(row['data'], row['data'])}, width {row['width']}, {where(row)}; {n}"
+    return plots.compare(runs, about=about)
 
 
 def table(rows: list[dict]) -> str:
