@@ -53,7 +53,7 @@ class ResNet9(nn.Sequential):
     ``head`` (max-pool to 1 x 1, linear without bias). 6,573,120 parameters at width 64 with 10 classes.
     Any side from 8 pixels up works: the last pool takes the maximum over what is left, 4 x 4 for 32 x 32 images.
 
-    The logits are multiplied by ``logit_scale``. Without that, only far smaller rates do well (docs/rates.md); 0.125
+    The logits are multiplied by ``logit_scale``. Without that, only far smaller rates do well (docs/accuracy.md); 0.125
     is the value of David Page's cifar10-fast (2018), where the network comes from as well.
     """
 

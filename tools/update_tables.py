@@ -63,9 +63,18 @@ def recipe_rows(*tested_on: str) -> list[dict]:
     return [row for which in tested_on for row in rows if row["tested_on"] == which]
 
 
+def pixel_rows(names) -> list[dict]:
+    return [row for row in recipe_rows("test") if row["data"] != JPEG and row["recipe"] in names]
+
+
 def recipe_results() -> str:
     """Every recipe on the test images of CIFAR-10."""
-    return accuracy.table([row for row in recipe_rows("test") if row["data"] != JPEG])
+    return accuracy.table(pixel_rows(accuracy.RECIPES))
+
+
+def ablation() -> str:
+    """What each ingredient is worth in the small network."""
+    return accuracy.ablation([row for row in pixel_rows(accuracy.ABLATIONS) if row["width"] == 16])
 
 
 def jpeg_job() -> str:
@@ -85,7 +94,8 @@ TABLES = {
     "recipe_results": recipe_results,
     "jpeg_job": jpeg_job,
     "speed": speed,
-    "ablation": lambda: accuracy.ablation(recipe_rows("held out")),
+    "ablation": ablation,
+    "jpeg_ablation": lambda: accuracy.ablation(recipe_rows("held out")),
     "schedules": lambda: superconvergence.table(schedule_rows(jpeg=False)),
     "jpeg_schedules": lambda: superconvergence.table(schedule_rows(jpeg=True)),
     "rules": lambda: lr_finder.summary(rates()),
