@@ -99,7 +99,7 @@ def mirrors(augment) -> bool:
     """Whether training mirrors images, so that the mirror image may be asked, too (TTA). Of a pipeline: if it says."""
     if isinstance(augment, Augment):
         return augment.flip
-    return any(type(step).__name__ == "HorizontalFlip" and step.p > 0 for step in _steps(augment))
+    return any(type(step).__name__ == "HorizontalFlip" and getattr(step, "p", 1) > 0 for step in _steps(augment))
 
 
 def check_pipeline(pipeline, x, images) -> None:

@@ -86,8 +86,11 @@ def from_arrays(train: tuple, test: tuple, classes, name: str = "images") -> tup
     splits, names = [], tuple(map(str, classes))
     check("classes", names, len(set(names)) == len(names), "names that differ")
     for pair in (train, test):
-        check("train or test", kind(pair), len(pair) == 2, "a pair, (pixels, labels)")
-        pixels, labels = pair[0], np.asarray(pair[1])
+        try:
+            pixels, labels = pair
+        except (TypeError, ValueError) as error:
+            raise InputError(f"train or test is {kind(pair)}; it has to be a pair, (pixels, labels)") from error
+        labels = np.asarray(labels)
         check("the type of labels", str(labels.dtype), labels.dtype.kind in "iu", "whole numbers")
         tensors = (torch.from_numpy(array) for array in (_pixels(pixels), labels.astype(np.int64)))
         splits.append(Images(*tensors, names, (0.0,) * 3, (1.0,) * 3, name))

@@ -6,6 +6,7 @@ import sys
 import warnings
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,8 @@ def gradcam(
     check("layers", layers, {*map(type, layers)} == {str}, "one name or more, of named_modules()")
     found = images if isinstance(images, Predictions) else predictions(model, images)
     images, device = found.images, device_of(model)
-    given, known = [classes] * len(images) if np.ndim(classes) == 0 else classes, images.classes
+    single, known = isinstance(classes, (str, Integral)) or getattr(classes, "ndim", 1) == 0, images.classes
+    given = [classes] * len(images) if single else classes
     labels = found.predicted if classes is None else [known.index(c) if c in known else c for c in given]
     right = f"one of {', '.join(known)}, or a label for each image"
     check("classes", classes, len(labels) == len(images) and not any(isinstance(c, str) for c in labels), right)
@@ -89,8 +91,9 @@ def gradcam(
                 try:
                     for where, labels in ((maps, explained), (true, images.labels)):
                         where[:, j] = cam(x, [ClassifierOutputTarget(label) for label in labels.tolist()])
-                except (AttributeError, IndexError) as error:  # grad-cam waited for a gradient
-                    raise InputError(f"the logits have no gradient at layer {layer!r}; take another") from error
+                except (AttributeError, IndexError, TypeError) as error:  # grad-cam waited for a gradient
+                    words = f"the logits have no gradient at layer {layer!r} ({first_line(error)}); take another"
+                    raise InputError(words) from error
     return cams
 
 

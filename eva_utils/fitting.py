@@ -15,7 +15,7 @@ from .batches import loader, to_device
 from .data import Images
 from .device import choose_device, choose_precision, describe, keep_memory
 from .errors import InputError, check, kind
-from .keeper import COMPUTES, Keeper, check_network, identity
+from .keeper import Keeper, check_network, identity
 from .look import confusion, evaluate, predict
 from .processes import on_first, rank, stoppable, world_size
 from .recipe import Recipe
@@ -112,9 +112,8 @@ def fit(
         check("schedule", schedule, whole, "a policy with a whole number of epochs, 1 or more, such as OneCycle")
         if isinstance(train, Images):
             check_network(model, train, recipe)
-        logits = check_network(model, test, recipe)
-        batches = loader(train, recipe, device, outputs=logits.shape[1])
-        settings = identity(model, train, recipe, test, schedule) | {COMPUTES: logits}
+        batches = loader(train, recipe, device, outputs=check_network(model, test, recipe))
+        settings = identity(model, train, recipe, test, schedule)
         mine = settings | {"precision": precision, "device": device.type}
         if changed := differences(on_first(lambda: mine)(), mine):  # machines may differ in their data
             raise InputError(f"process {rank()} was given something else than process 0 (there):\n{changed}")

@@ -21,15 +21,14 @@ from .recipe import Recipe
 
 POINTS = 25  # at which a policy's rates are compared
 SAVE_SECONDS = 20  # between two checkpoints: after each epoch of half a second they would take longer than training
-COMPUTES = "what the network computes"
 HINTS = {
     "first_weights": "; make the model anew after torch.manual_seed(recipe.seed), or load_model(folder)",
     "policy.epochs": "; a one-cycle cannot be prolonged: fit(load_model(folder), ...) into a new folder trains on",
 }
 
 
-def check_network(model: nn.Module, data, recipe: Recipe) -> torch.Tensor:
-    """Its logits (2, classes) for noise. Raises ``InputError`` unless it can be trained, on the classes of ``data``."""
+def check_network(model: nn.Module, data, recipe: Recipe) -> int:
+    """How many outputs ``model`` has. Raises ``InputError`` unless it can be trained, on the classes of ``data``."""
     device_of(model)  # for its check
     parameters = list(model.parameters())
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in parameters):
@@ -45,7 +44,7 @@ def check_network(model: nn.Module, data, recipe: Recipe) -> torch.Tensor:
     sums_to_one = logits.shape[1] > 1 and logits.min() >= 0 and (logits.sum(1) - 1).abs().max() < 1e-4
     if sums_to_one and recipe.criterion is None:
         raise InputError("the model gives probabilities; it has to give logits: leave out the softmax, the loss has it")
-    return logits
+    return logits.shape[1]
 
 
 def answers(model: nn.Module, data) -> torch.Tensor:
@@ -96,9 +95,9 @@ def identity(model: nn.Module, train, recipe: Recipe, test=None, schedule=None, 
 class Keeper:
     """Keeps what ``trainer`` has done: in ``folder``, if there is one; after a stop, in the model.
 
-    settings: what has to be the same for a call to go on (``identity``, and what the network computes). test: its
-    images or batches. The trainer goes on from the folder's checkpoint, if there is one, unless ``fresh`` forgets it.
-    Raises ``InputError`` if that is another run's.
+    settings: what has to be the same for a call to go on (``identity``). test: its images or batches. The trainer goes
+    on from the folder's checkpoint, if there is one, unless ``fresh`` forgets it. Raises ``InputError`` if that is
+    another run's.
     """
 
     def __init__(self, trainer, settings: dict, test, folder: Path | None, fresh: bool) -> None:
@@ -123,7 +122,7 @@ class Keeper:
         file = self.folder / run.CHECKPOINT
         if not fresh and (file.is_file() or run.copy_of(file)):
             state = run.read_tensors(file)
-            check(str(file), sorted(state), {"settings", "now"} <= state.keys(), "a checkpoint of fit; delete it")
+            check(str(file), sorted(state), {"settings", "computes"} <= state.keys(), "a checkpoint of fit; delete it")
             return state
         if fresh:
             left = ", which a training has left" if hasattr(self.trainer.model, "trained_on") else ""
@@ -133,15 +132,22 @@ class Keeper:
 
     def _compare(self, state: dict) -> None:
         """The model may have the run's first weights, or those that it was stopped or finished with."""
-        there, now = state["settings"], state["now"]
-        if self.settings["first_weights"] == now["first_weights"]:
-            there = there | now
-        if changed := run.differences(there, self.settings):
+        there, here = state["settings"], self.settings
+        if here["first_weights"] == state["weights"]:  # the next checkpoint, too, shall say what the run began with
+            here["first_weights"] = there["first_weights"]
+        changed = run.differences(there, here)
+        if not changed:
+            network = copy.deepcopy(self.trainer.model)
+            network.load_state_dict(state["model"])
+            there, here = state["computes"], answers(network, self.test)
+            far = 1e-3 * float(there.nan_to_num(0, 0, 0).abs().max())  # another machine rounds otherwise
+            if here.shape != there.shape or not torch.allclose(here, there, rtol=0, atol=far, equal_nan=True):
+                changed = "  what the network computes: another forward() with the same weights"
+        if changed:
             raise InputError(
                 f"{str(self.folder)!r} holds another run:\n{changed}\nchoose another folder, or start over with "
                 "fresh=True (--fresh)" + "".join(hint for key, hint in HINTS.items() if key in changed)
             )
-        self.settings = state["settings"]  # the next checkpoint, too, shall say what the run began with
 
     def after_epoch(self) -> None:
         """Write a checkpoint, if one is due, and the history."""
@@ -160,9 +166,8 @@ class Keeper:
             print(f"{error}; training goes on, and tries again after a later epoch", flush=True)
 
     def _save(self) -> None:
-        model = self.trainer.model
-        now = {"first_weights": crc32(model.state_dict()), COMPUTES: answers(model, self.test)}
-        state = {"settings": self.settings, "now": now, **self.trainer.state_dict()}
+        model, state = self.trainer.model, {"settings": self.settings, **self.trainer.state_dict()}
+        state |= {"weights": crc32(model.state_dict()), "computes": answers(model, self.test)}
         run.write_tensors(self.folder / run.CHECKPOINT, state)
 
     def finish(self, results: Callable[[], dict], about: dict) -> dict:

@@ -35,7 +35,8 @@ def check_trained_on(model: nn.Module, images: Images) -> None:
     there = getattr(model, "trained_on", None)
     if isinstance(there, dict) and there.get("classes"):
         differ = ["classes"] * (list(images.classes) != there["classes"])
-        differ += ["image_size"] * (list(images.pixels.shape[1:3]) != there["image_size"])
+        size = there.get("image_size")
+        differ += ["image_size"] * (size is not None and list(images.pixels.shape[1:3]) != list(size))
         differ += [key for key in ("mean", "std") if not np.allclose(there[key], getattr(images, key), atol=1e-3)]
         right = "[]; a model that was trained on others since has model.trained_on = None"
         check("what the images have unlike those trained on", differ, not differ, right)

@@ -51,7 +51,7 @@ def find_lr(
     other first weights.
     """
     check("recipe", kind(recipe), isinstance(recipe, Recipe), "a Recipe, after the training data")
-    outputs = check_network(model, train, recipe).shape[1]
+    outputs = check_network(model, train, recipe)
     optimizer = recipe.make_optimizer(copy.deepcopy(model).parameters())
     low, high = (1e-3, 10.0) if isinstance(optimizer, torch.optim.SGD) else (1e-5, 0.1)
     start, end = low if lr_start is None else lr_start, high if lr_end is None else lr_end

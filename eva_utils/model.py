@@ -59,7 +59,7 @@ class ResNet9(nn.Sequential):
 
     def __init__(self, num_classes: int = 10, width: int = 64, logit_scale: float = 0.125) -> None:
         check("num_classes", num_classes, isinstance(num_classes, Integral) and num_classes >= 2, "2 or more")
-        check("width", width, width in range(1, 4097), "between 1 and 4096")
+        check("width", width, isinstance(width, Integral) and 1 <= width <= 4096, "between 1 and 4096")
         super().__init__()
         self.prep = conv_bn(3, width)
         self.layer1 = Residual(width, 2 * width)

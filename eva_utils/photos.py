@@ -72,7 +72,7 @@ def _find(root: Path) -> tuple[dict, dict, str]:
             where = folders["train"] if name in test else tests[0]
             raise InputError(f"class {name!r} is missing in {str(where)!r}; both splits need every class")
         return train, test, note
-    if tests and "train" not in folders:
+    if tests and "train" not in folders and _folders(tests[0]):
         raise InputError(f"{str(root)!r} has {tests[0].name}/, but no train/ beside it")
     if len(folders) == 1 and _folders(inside := next(iter(folders.values()))):
         return _find(inside)  # a folder within the folder, as unzipping leaves it
@@ -145,7 +145,7 @@ def photo(file: Path, size: int | None = None) -> np.ndarray:
                 image = center_crop(resize(image, size), size)
             pixels = np.asarray(image)
     except Exception as error:  # Pillow raises many kinds for broken files, SyntaxError among them
-        cure = "; mend it, convert it to .jpg, or remove it" * Path(file).is_file()
+        cure = "; mend it, convert it to .jpg, or remove it" * os.path.isfile(str(file))
         raise InputError(f"{str(file)!r} cannot be read as an image ({first_line(error)}){cure}") from error
     if mode.startswith(("I", "F")):  # Pillow has clipped these to 0..255 without a word
         raise InputError(f"{str(file)!r} has more than 8 bits a channel (mode {mode}); save it with 8")

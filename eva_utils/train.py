@@ -46,9 +46,11 @@ def set_rate(optimizer, rate: float, shares: list[float]) -> None:
 def set_train_mode(model: nn.Module, like: nn.Module) -> None:
     """Train mode, but for what the caller has frozen: layers in eval mode within ``like``, which is in train mode; of
     one that is in eval mode as a whole, as after a training, what was frozen then, and BatchNorm of frozen weights."""
+    modules = [(name, module) for name, module in like.named_modules() if not module.training]
+    here = {name: [p.requires_grad for p in module.parameters()] for name, module in modules}
     if like.training:
-        like.frozen_layers = [name for name, module in like.named_modules() if not module.training]
-    stay = list(getattr(like, "frozen_layers", ()))
+        like._frozen_layers = here
+    stay = [name for name, grads in getattr(like, "_frozen_layers", {}).items() if here.get(name) == grads]
     for name, module in () if like.training else like.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine and not module.weight.requires_grad:
             stay.append(name)

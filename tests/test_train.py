@@ -273,6 +273,9 @@ def test_frozen_layers_stay_as_they_are(call, weights, tiny, cnn, train):
             train(model) if call == "fit" else find_lr(model, tiny[0], RECIPE)
         assert all(value.equal(model[1].state_dict()[key].cpu()) for key, value in before.items())
     assert set(modes) == {False}
+    model[1].train().requires_grad_(True)  # thawed
+    train(model)
+    assert modes[-1] is False and True in modes  # in training, not in evaluation
 
 
 def test_a_data_loader_and_adamw(tiny, cnn):
@@ -426,6 +429,7 @@ class Scaled:
         {"optimizer": lambda parameters: torch.optim.SGD(parameters, momentum=0.9)}, None,
     ),
     (closed_over(0.0), closed_over(0.9), None),
+    (closed_over(torch.full((900,), 0.9)), closed_over(torch.full((900,), 0.90001)), None),
     ({"criterion": Scaled(1.0)}, {"criterion": Scaled(2.0)}, None),
     ({}, {}, lambda model: setattr(model[5], "p", 0.5)),  # Dropout
     ({}, {}, lambda model: model[0].requires_grad_(False)),
