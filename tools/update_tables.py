@@ -82,10 +82,6 @@ def jpeg_job() -> str:
     return accuracy.table([row for row in recipe_rows("test") if row["data"] == JPEG])
 
 
-def schedule_rows(jpeg: bool) -> list[dict]:
-    return [row for row in Rows(BENCHMARKS / "superconvergence.json").rows if (row["data"] == JPEG) == jpeg]
-
-
 def rates() -> Rows:
     return Rows(BENCHMARKS / "lr_study.json")
 
@@ -96,8 +92,7 @@ TABLES = {
     "speed": speed,
     "ablation": ablation,
     "jpeg_ablation": lambda: accuracy.ablation(recipe_rows("held out")),
-    "schedules": lambda: superconvergence.table(schedule_rows(jpeg=False)),
-    "jpeg_schedules": lambda: superconvergence.table(schedule_rows(jpeg=True)),
+    "schedules": lambda: superconvergence.table(Rows(BENCHMARKS / "superconvergence.json").rows),
     "rules": lambda: lr_finder.summary(rates()),
     "rules_by_setting": lambda: lr_finder.details(rates()),
 }
