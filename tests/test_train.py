@@ -286,7 +286,8 @@ def test_a_data_loader_and_adamw(tiny, cnn):
 
     first, second = run(1), run(2)
     assert_same_run(first, second)  # the order is a function of the recipe's seed
-    assert (first.results["n_train"], first.results["n_test"], first.results["classes"]) == (32, 12, None)
+    facts = [first.results[key] for key in ("n_train", "n_test", "classes", "batch_size")]
+    assert facts == [32, 12, None, 8]  # the loader's, not the recipe's
 
 
 # Seeds
