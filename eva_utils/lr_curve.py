@@ -19,9 +19,9 @@ SMOOTH = 11  # steps in the centred mean: centred, because an average of the pas
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Arrays (steps,): each step's rate, its batch's loss, and the mean loss of ``SMOOTH`` steps around it, in which a
-    loss above the first ones counts as the highest of those. guess: the loss of somebody who only guesses, ln(classes)
-    in nats; infinite where the loss is another one.
+    """Arrays (steps,): each step's rate, its batch's loss, and the mean loss of ``SMOOTH`` steps
+    around it, in which a loss above the first ones counts as the highest of those. guess: the loss
+    of somebody who only guesses, ln(classes) in nats; infinite where the loss is another one.
     """
 
     lr: np.ndarray = field(repr=False)
@@ -30,23 +30,24 @@ class Curve:
     guess: float = np.inf
 
     def valley(self) -> tuple[int, int]:
-        """The step with the lowest smoothed loss of the valley, and the first step behind it (or their number).
+        """The step with the lowest smoothed loss, and the first step behind the valley (or len).
 
-        It ends where the loss is up again by ``TURNS`` of its fall so far: later, a network may recover, or just guess.
+        The valley ends where the loss is up again by ``TURNS`` of its fall so far.
         """
         lowest = np.minimum.accumulate(self.smooth)
         fall = lowest[0] - lowest
-        up = (self.smooth > lowest + TURNS * fall) & (fall >= fall[-1] / 2)  # before half of it, a rise is a bump
+        # Before half of the fall, a rise is a bump.
+        up = (self.smooth > lowest + TURNS * fall) & (fall >= fall[-1] / 2)
         edge = int(np.append(up, True).argmax())
         return int(self.smooth[:edge].argmin()), edge
 
     @property
     def fall_from(self) -> float:
-        """Where learning starts: a loss above a guess's is the overconfidence of first weights, which goes at once."""
+        """Where learning starts: above a guess's loss, first weights only unlearn overconfidence."""
         return float(min(self.smooth[0], self.guess))
 
     def rate_at(self, share: float, start: float) -> float:
-        """The rate at which this share (above 0) of the fall from ``start`` is made, between two steps."""
+        """The rate, between two steps, at which this share (above 0) of the fall is made."""
         lowest = np.minimum.accumulate(self.smooth[: self.valley()[0] + 1])
         made = (start - lowest) / (start - lowest[-1])
         return float(np.exp(np.interp(share, made, np.log(self.lr[: len(made)]))))
@@ -83,12 +84,12 @@ class LRRange:
 
 
 def read_curve(lr: np.ndarray, loss: np.ndarray, guess: float = np.inf, share: float = 1.0) -> LRRange:
-    """Both rates read off a range test's rates and losses, arrays (steps,) of growing rate; ``guess`` as in ``Curve``.
+    """Both rates, read off a range test's rates (growing) and losses, arrays (steps,).
 
-    LR_MAX is six times the rate at which half of the fall is made, the fall counted from the guess where the loss
-    starts above it; but never where the loss has come up again by 40 % of the whole fall; of that, ``share`` is taken.
-    LR_MIN is where a fifth of the whole fall is made, at most a tenth of LR_MAX. Raises ``InputError`` for a curve that
-    cannot be read.
+    LR_MAX is six times the rate at which half of the fall is made, the fall counted from ``guess``
+    where the loss starts above it; but never where the loss has come up again by 40 % of the whole
+    fall; of that, ``share`` is taken. LR_MIN is where a fifth of the whole fall is made, at most a
+    tenth of LR_MAX. Raises ``InputError`` for a curve that cannot be read.
     """
     if (loss < 0).any():
         raise InputError("the range test met a loss below 0, which ends it: add a constant to the criterion")
@@ -98,8 +99,9 @@ def read_curve(lr: np.ndarray, loss: np.ndarray, guess: float = np.inf, share: f
         cure = "check data and model" if end == 0 else "lower lr_start" if blew_up else "take more steps"
         raise InputError(f"the range test gave {end} finite losses; {2 * SMOOTH} or more can be read: {cure}")
     lr, loss = lr[:end], loss[:end]
-    after = [np.inf] * half if blew_up else []  # the mean shall see a blow-up coming, as it does one in the middle
-    level = np.minimum([*loss, *after], loss[:half].max())  # and not carry back how far it goes, which means nothing
+    # The mean shall see a blow-up at the end coming, but not how far it goes, which means nothing.
+    after = [np.inf] * half if blew_up else []
+    level = np.minimum([*loss, *after], loss[:half].max())
     smooth = np.array([level[max(0, i - half) : i + half + 1].mean() for i in range(end)])
     curve = Curve(lr, loss, smooth, float(guess))
     low, edge = curve.valley()

@@ -11,7 +11,7 @@ from .errors import InputError, check, first_line, kind
 
 
 def conv_bn(inputs: int, outputs: int, pool: bool = False) -> nn.Sequential:
-    """Conv3x3 (padding 1, no bias) - [MaxPool2] - BatchNorm - ReLU: (n, inputs, h, w) -> (n, outputs, h, w or h/2)."""
+    """Conv3x3 - [MaxPool2] - BatchNorm - ReLU: (n, inputs, h, w) -> (n, outputs, h, w or h/2)."""
     layers = OrderedDict(conv=nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))
     if pool:
         layers["pool"] = nn.MaxPool2d(2)
@@ -34,27 +34,28 @@ class Residual(nn.Module):
 
 
 class Head(nn.Module):
-    """Max-pool to 1 x 1, linear without bias, times a constant: (n, inputs, h, w) -> logits (n, classes)."""
+    """Max-pool to 1 x 1, linear, times a constant: (n, inputs, h, w) -> logits (n, classes)."""
 
     def __init__(self, inputs: int, classes: int, scale: float) -> None:
         super().__init__()
         self.linear = nn.Linear(inputs, classes, bias=False)
-        self.register_buffer("scale", torch.tensor(scale))  # part of the state, so that saved weights bring it along
+        self.register_buffer("scale", torch.tensor(scale))  # saved with the weights
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = nn.functional.max_pool2d(x, x.shape[2:])  # AdaptiveMaxPool2d has no kernel for channels_last on a GPU
+        # Not AdaptiveMaxPool2d, which has no kernel for channels_last on a GPU.
+        x = nn.functional.max_pool2d(x, x.shape[2:])
         return self.linear(x.flatten(1)) * self.scale
 
 
 class ResNet9(nn.Sequential):
     """ResNet for small images: (n, 3, 32, 32) normalised pixels -> (n, num_classes) logits.
 
-    Stages: ``prep`` (width), ``layer1`` (2 width, residual), ``layer2`` (4 width), ``layer3`` (8 width, residual),
-    ``head`` (max-pool to 1 x 1, linear without bias). 6,573,120 parameters at width 64 with 10 classes.
-    Any side from 8 pixels up works: the last pool takes the maximum over what is left, 4 x 4 for 32 x 32 images.
+    Stages: ``prep`` (width), ``layer1`` (2 width, residual), ``layer2`` (4 width), ``layer3`` (8
+    width, residual), ``head``. 6,573,120 parameters at width 64 with 10 classes. Any side from 8
+    pixels up works: the last pool takes the maximum over what is left, 4 x 4 for 32 x 32 images.
 
-    The logits are multiplied by ``logit_scale``. Without that, only far smaller rates do well (docs/accuracy.md); 0.125
-    is the value of David Page's cifar10-fast (2018), where the network comes from as well.
+    The logits are multiplied by ``logit_scale``; without that, only far smaller rates do well
+    (docs/accuracy.md). Network and 0.125 are from David Page's cifar10-fast (2018).
     """
 
     def __init__(self, num_classes: int = 10, width: int = 64, logit_scale: float = 0.125) -> None:

@@ -109,10 +109,10 @@ class ExpRange(Triangular):
 
 @dataclass(frozen=True)
 class OneCycle(_Policy):
-    """One triangle: lr_min at epoch 0, lr_max at ``peak_epoch``, lr_min again at ``epochs`` and outside.
+    """One triangle: lr_min at epoch 0, lr_max at ``peak_epoch``, lr_min at ``epochs`` and outside.
 
-    No annihilation: Smith's 1cycle policy ends with a phase far below lr_min, this one never goes below lr_min.
-    Source: L. N. Smith, N. Topin, "Super-Convergence", arXiv:1708.07120; L. N. Smith, arXiv:1803.09820.
+    No annihilation: Smith's 1cycle policy ends far below lr_min, this one never goes below it.
+    Source: L. N. Smith, N. Topin, arXiv:1708.07120; L. N. Smith, arXiv:1803.09820.
     """
 
     epochs: float

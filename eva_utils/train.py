@@ -22,7 +22,7 @@ FINITE = "finite: lower lr_max, or look for nan in your own loader (the last che
 
 
 def step(network, optimizer, scaler, recipe: Recipe, x, y, precision: str, share: float = 1.0):
-    """One training step at the rate that the optimizer has: (loss, logits). ``fit`` and the range test take this one.
+    """One training step, of ``fit`` and of the range test, at the optimizer's rate: (loss, logits).
 
     share: of several processes, what this one's images weigh in the mean over all.
     """
