@@ -108,11 +108,8 @@ def check_pipeline(pipeline, x, images) -> None:
     import albumentations as A
 
     right = "the pipeline has to end with A.Normalize(train.mean, train.std), ToTensorV2()"
-    scaled, normalizes, highest = (
-        False,
-        False,
-        1.0 if any(isinstance(step, A.ToFloat) for step in _steps(pipeline)) else 255.0,
-    )
+    highest = 1.0 if any(isinstance(step, A.ToFloat) for step in _steps(pipeline)) else 255.0
+    scaled = normalizes = False
     for step in _steps(pipeline):
         if isinstance(step, A.Normalize):
             pairs = (step.mean, images.mean), (step.std, images.std)

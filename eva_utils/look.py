@@ -38,8 +38,9 @@ def check_trained_on(model: nn.Module, images: Images) -> None:
         size = there.get("image_size")
         differ += ["image_size"] * (size is not None and list(images.pixels.shape[1:3]) != list(size))
         differ += [key for key in ("mean", "std") if not np.allclose(there[key], getattr(images, key), atol=1e-3)]
-        right = "[]; a model that was trained on others since has model.trained_on = None"
-        check("what the images have unlike those trained on", differ, not differ, right)
+        if differ:
+            cure = "give it alike ones, or, if the network shall take these, set model.trained_on = None"
+            raise InputError(f"the images have another {' and '.join(differ)} than those trained on; {cure}")
 
 
 def _logits_of(model: nn.Module, data, tta: bool, precision: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -116,9 +116,9 @@ class Net(nn.Module):
         return self.linear(self.after(self.named(x), x).mean((2, 3)))
 
 
-def test_an_operation_in_place_after_the_layer_makes_no_difference(images):
+def test_an_operation_in_place_after_the_layer_makes_no_difference(images, device):
     # The activations that were caught would otherwise be overwritten before they are looked at.
-    model, same = Net(torch.add), Net(torch.Tensor.add_)
+    model, same = Net(torch.add).to(device), Net(torch.Tensor.add_).to(device)
     same.load_state_dict(model.state_dict())
     for method in ("gradcam", "hirescam"):
         a, b = (gradcam(net, images[:8], "named", method=method) for net in (model, same))

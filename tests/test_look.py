@@ -216,7 +216,7 @@ def test_images_of_another_kind_than_trained_on_are_refused(run, tiny):
     larger = tiny[1].pixels.repeat_interleave(2, 1)
     for other in ({"classes": ("cat", "ant", "bee")}, {"mean": (0.1, 0.2, 0.3)}, {"pixels": larger}):
         for network in (model, run[1].model):
-            with pytest.raises(InputError, match="what the images have unlike those trained on is"):
+            with pytest.raises(InputError, match=r"the images have another [a-z_]+ than those trained on"):
                 evaluate(network, dataclasses.replace(tiny[1], **other))
     other = [dataclasses.replace(images, classes=("cat", "ant", "bee")) for images in tiny]
     assert fit(model, *other, POLICY, RECIPE).ema.trained_on["classes"] == ["cat", "ant", "bee"]
