@@ -4,7 +4,6 @@ import copy
 import time
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +79,7 @@ def crc32(tensors: dict[str, torch.Tensor]) -> str:
 def identity(model: nn.Module, train, recipe: Recipe, test=None, schedule=None, **more) -> dict:
     """What decides the result, in what json has: compared when a call meets a folder that holds something."""
     settings = {
-        "recipe": recipe.compared() | _behaviour(model, train, recipe),
+        "recipe": recipe.compared(),
         "data": [content(data) for data in (train, test) if data is not None],
         "first_weights": crc32(model.state_dict()),
         "params": [sum(p.numel() for p in model.parameters() if p.requires_grad is grad) for grad in (True, False)],
@@ -91,23 +90,6 @@ def identity(model: nn.Module, train, recipe: Recipe, test=None, schedule=None, 
         rates = [float(f"{schedule(float(epoch)):.12g}") for epoch in np.linspace(0, schedule.epochs, POINTS)]
         settings["policy"] = {"name": type(schedule).__name__, "epochs": schedule.epochs, "rates": rates}
     return run.plain(settings)
-
-
-def _behaviour(model: nn.Module, data, recipe: Recipe) -> dict:
-    """Of the functions in ``recipe`` what they do, as their names do not tell: the optimizer's options, and the
-    criterion's loss for fixed logits and labels."""
-    found = {}
-    if callable(recipe.optimizer):
-        found["optimizer"] = repr(recipe.make_optimizer(copy.deepcopy(model).parameters()))
-    if recipe.criterion is not None:
-        k = answers(model, data).shape[1]
-        with seeded(torch.device("cpu"), 0), torch.no_grad(), suppress(Exception):  # it may want other labels
-            y = next(plain_batches(data, 1, torch.device("cpu")))[1]
-            labels = torch.arange(k).view(k, *[1] * (y.ndim - 1)).expand(k, *y.shape[1:])
-            labels = torch.rand(labels.shape) if y.is_floating_point() else labels
-            loss = copy.deepcopy(recipe).loss(torch.randn(k, k), labels)
-            found["criterion"] = [recipe.criterion, f"gives {loss:.5g}"]
-    return found
 
 
 class Keeper:
