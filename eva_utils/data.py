@@ -90,6 +90,7 @@ def from_arrays(train: tuple, test: tuple, classes, name: str = "images") -> tup
             pixels, labels = pair
         except (TypeError, ValueError) as error:
             raise InputError(f"train or test is {kind(pair)}; it has to be a pair, (pixels, labels)") from error
+        pixels, labels = (part.cpu() if isinstance(part, torch.Tensor) else part for part in (pixels, labels))
         labels = np.asarray(labels)
         check("the type of labels", str(labels.dtype), labels.dtype.kind in "iu", "whole numbers")
         tensors = (torch.from_numpy(array) for array in (_pixels(pixels), labels.astype(np.int64)))
@@ -140,10 +141,13 @@ def cifar10(root: str | os.PathLike = "data") -> tuple[Images, Images]:
     root = root.parent if root.name == CIFAR10.base_folder else root
     try:
         return read(root)
-    except RuntimeError:  # not there, or not whole
+    except RuntimeError:
+        if (folder := root / CIFAR10.base_folder).exists():
+            print(f"{str(folder)!r} is not whole, and is passed over")
         archive = download.fetch_cifar10(root)
     with tempfile.TemporaryDirectory() as folder, tarfile.open(archive) as tar:  # the archive's own may be read-only
-        tar.extractall(folder, filter="data")
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)  # early versions of Python 3.11 have none
+        tar.extractall(folder)
         return read(folder)
 
 

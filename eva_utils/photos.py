@@ -1,6 +1,7 @@
 """Photographs: folders of any sizes as ``Images``, and one file as pixels."""
 
 import os
+import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -32,8 +33,8 @@ def image_folder(path: str | os.PathLike, size: int | None = None) -> tuple[Imag
 
     ``val/`` or ``valid/`` does where there is no ``test/``; of ``path/<class>/`` alone a fifth of each class is kept
     for the test, always the same one. size: resize the shorter side to it and crop the centre to a square; without it,
-    all have to have one size. EXIF rotation is applied; grey, palette and CMYK become 8-bit RGB, without transparency.
-    Prints images per class, and what it passes over.
+    all have to have one size. EXIF rotation is applied; grey, palette and CMYK become 8-bit RGB, what is transparent
+    white. Prints images per class, and what it passes over.
 
     Raises ``InputError`` that names the folder or file if a class is missing in a split or empty, a file cannot be
     read, a size differs, or the images would not fit into memory.
@@ -56,6 +57,9 @@ def image_folder(path: str | os.PathLike, size: int | None = None) -> tuple[Imag
     if max(counts[0]) > 5 * min(counts[0]):
         print("The classes are uneven: look at the recall of each, the accuracy hides the small ones.")
     a, b = (np.repeat(np.arange(len(classes)), count) for count in counts)
+    known = {hash(image.tobytes()) for image in pixels[: len(a)]}
+    if twice := sum(hash(image.tobytes()) in known for image in pixels[len(a) :]):
+        print(f"{twice} of the {len(b):,} test images are training images, too: the accuracy flatters.")
     return from_arrays((pixels[: len(a)], a), (pixels[len(a) :], b), classes, root.resolve().name)
 
 
@@ -76,12 +80,13 @@ def _find(root: Path) -> tuple[dict, dict, str]:
         raise InputError(f"{str(root)!r} has {tests[0].name}/, but no train/ beside it")
     if len(folders) == 1 and _folders(inside := next(iter(folders.values()))):
         return _find(inside)  # a folder within the folder, as unzipping leaves it
-    from sklearn.model_selection import train_test_split
-
     train, test = {}, {}
     for name, files in _classes(folders.get("train", root)).items():
         check(f"number of images of class {name!r}", len(files), len(files) > 1, "2 or more to be split")
-        train[name], test[name] = map(sorted, train_test_split(files, test_size=0.2, random_state=0))
+        # By the names' checksums: when photos come or go, the others stay where they are, but for a few.
+        shuffled = sorted(files, key=lambda file: zlib.crc32(file.name.encode("utf8", "surrogateescape")))
+        k = -(-len(files) // 5)
+        train[name], test[name] = sorted(shuffled[k:]), sorted(shuffled[:k])
     return train, test, "; there is no test/, so a fifth of each class was kept for it" + note
 
 
@@ -137,8 +142,10 @@ def photo(file: Path, size: int | None = None) -> np.ndarray:
     try:
         with Image.open(Path(file).expanduser()) as image:
             mode, image = image.mode, ImageOps.exif_transpose(image)
-            # Transparency in a palette goes by way of RGBA; straight to RGB, Pillow warns.
-            image = (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:  # on white, as on a page
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            image = image.convert("RGB")
             if size is not None and image.size != (size, size):
                 from torchvision.transforms.functional import center_crop, resize
 

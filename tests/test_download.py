@@ -180,12 +180,13 @@ def test_a_folder_that_somebody_has_left_is_used_as_it_is(server, offline, archi
     folder.chmod(0o755)
 
 
-def test_an_archive_that_is_there_is_used_without_any_request(server, offline, archive, tmp_path):
+def test_an_archive_that_is_there_is_used_without_any_request(server, offline, archive, tmp_path, capsys):
     (tmp_path / download.ARCHIVE).write_bytes(archive)
     (tmp_path / "cifar-10-batches-py").mkdir()  # what is there is not whole, and stays as it is
     (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(b"cut")
     train, test = cifar10(tmp_path)
     assert (len(train), len(test)) == (10, 2) and listing(tmp_path / "cifar-10-batches-py") == ["test_batch"]
+    assert "cifar-10-batches-py' is not whole, and is passed over" in capsys.readouterr().out
 
 
 def test_another_file_under_the_archives_name_is_refused_and_kept(server, offline, tmp_path):

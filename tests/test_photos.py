@@ -1,5 +1,6 @@
 """Folders of photographs: what is read, how it is split and made one size, and what is refused."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -47,6 +48,11 @@ def test_folder_gives_pixels_labels_and_sorted_classes(folder):
     np.testing.assert_array_equal(test.pixels, [random_pixels(i) for i in (4, 5)])
 
 
+def on_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    share = alpha[..., None] / 255
+    return rgb * share + 255 * (1 - share)
+
+
 def image_of_mode(mode: str) -> tuple[Image.Image, np.ndarray]:
     """An image and the RGB pixels that are right for it."""
     rgb = random_pixels()
@@ -56,9 +62,10 @@ def image_of_mode(mode: str) -> tuple[Image.Image, np.ndarray]:
     colours, palette = np.random.default_rng(1).integers(256, size=(256, 3), dtype=np.uint8), Image.fromarray(grey)
     palette.putpalette(colours.tobytes())
     return {
-        "RGB": (RGB, rgb), "L": (Image.fromarray(grey), as_grey), "LA": (Image.fromarray(rgb[..., :2].copy()), as_grey),
+        "RGB": (RGB, rgb), "L": (Image.fromarray(grey), as_grey),
+        "LA": (Image.fromarray(rgb[..., :2].copy()), on_white(as_grey, alpha)),
         "1": (Image.fromarray(grey > 127), np.where(as_grey > 127, 255, 0)), "P": (palette, colours[grey]),
-        "RGBA": (Image.fromarray(np.dstack([rgb, alpha])), rgb),  # the colour counts even where it is transparent
+        "RGBA": (Image.fromarray(np.dstack([rgb, alpha])), on_white(rgb, alpha)),
         "CMYK": (cmyk, 255 - np.asarray(cmyk)[..., :3]),
     }[mode]  # fmt: skip
 
@@ -68,9 +75,11 @@ def image_of_mode(mode: str) -> tuple[Image.Image, np.ndarray]:
 )
 def test_any_mode_becomes_rgb(name, tmp_path):
     image, expected = image_of_mode(name.split(".")[0])
-    # An opacity for each colour of the palette: what pngquant and many web pages write.
-    put(tmp_path, name, image, **{"transparency": bytes(range(256))} if "transparent" in name else {})
-    np.testing.assert_array_equal(photo(tmp_path / name), expected)
+    options = {}
+    if "transparent" in name:  # an opacity for each colour of the palette: what pngquant and many web pages write
+        options, expected = {"transparency": bytes(range(256))}, on_white(expected, random_pixels()[..., 0])
+    put(tmp_path, name, image, **options)
+    np.testing.assert_allclose(photo(tmp_path / name), expected, atol=1)
 
 
 def test_a_photo_is_turned_as_its_exif_says_and_of_an_animation_the_first_frame_counts(tmp_path):
@@ -179,7 +188,18 @@ def test_without_a_split_a_fifth_of_each_class_is_kept_for_the_test(inside, tmp_
     assert "there is no test/, so a fifth of each class was kept" in said
     assert ("not used: eval" in said) == (inside == "train")
     assert torch.equal(again[0].pixels, train.pixels) and torch.equal(again[1].pixels, test.pixels)
-    assert len({image.numpy().tobytes() for split in (train, test) for image in split.pixels}) == 30
+    tested = {image.numpy().tobytes() for image in test.pixels}
+    assert len(tested | {image.numpy().tobytes() for image in train.pixels}) == 30
+    folder = next((tmp_path / "photos").rglob("bee"))
+    shutil.copy(sorted(folder.iterdir())[0], folder / "00.jpg")
+    train, test = image_folder(tmp_path / "photos", size=16)  # the others stay where they were, but for one
+    assert sum(image.numpy().tobytes() in tested for image in train.pixels) <= 1
+    shutil.copytree(folder, folder.parent / "wasp")
+    for file in (folder.parent / "wasp").iterdir():
+        file.rename(file.with_stem(f"{file.stem} (1)"))
+    capsys.readouterr()
+    image_folder(tmp_path / "photos", size=16)
+    assert re.search(r"\d of the 10 test images are training images, too", capsys.readouterr().out)
 
 
 def test_uneven_classes_and_too_large_data_are_said(tmp_path, capsys, monkeypatch):
