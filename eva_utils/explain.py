@@ -4,7 +4,7 @@ import copy
 import difflib
 import sys
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -18,7 +18,7 @@ from .errors import InputError, check, first_line, kind
 from .look import Predictions, confusion, misclassified, predict, predictions
 from .lr_curve import LRRange
 from .model import device_of
-from .run import FIGURES, HISTORY, RANGE, STEPS, read_csv
+from .run import FIGURES, HISTORY, RANGE, RESULTS, STEPS, read_csv, read_json
 
 LAYERS = ("layer1", "layer2", "layer3")
 
@@ -77,23 +77,28 @@ def gradcam(
         network = copy.deepcopy(getattr(model, "_orig_mod", model)).float().eval().requires_grad_(True)
         modules = dict(network.named_modules())
         x = normalize(images.pixels.to(device), images.mean, images.std)
+        few = max(1, 100 * 32 * 32 // (x.shape[2] * x.shape[3]))  # a batch keeps what all layers give
+        parts = [slice(start, start + few) for start in range(0, len(x), few)]
         for j, layer in enumerate(layers):
             if layer not in modules:
                 near = difflib.get_close_matches(layer, modules) or dict(network.named_children())
                 raise InputError(f"layer {layer!r} is not in the model; layers= takes names such as {', '.join(near)}")
             transform = partial(_feature_map, layer, x.shape, reshape_transform)
-            with {"gradcam": GradCAM, "hirescam": HiResCAM}[method](network, [modules[layer]], transform) as cam:
-                # After grad-cam's own hook: what comes later gets a copy, which it may change in place.
-                modules[layer].register_forward_hook(lambda module, inputs, output: output.clone())
-                cam.activations_and_grads(x[:1])
-                times = len(cam.activations_and_grads.activations)
-                check(f"how often layer {layer!r} is used", times, times == 1, "once: choose another layer")
-                try:
-                    for where, labels in ((maps, explained), (true, images.labels)):
-                        where[:, j] = cam(x, [ClassifierOutputTarget(label) for label in labels.tolist()])
-                except (AttributeError, IndexError, TypeError) as error:  # grad-cam waited for a gradient
-                    words = f"the logits have no gradient at layer {layer!r} ({first_line(error)}); take another"
-                    raise InputError(words) from error
+            cam = {"gradcam": GradCAM, "hirescam": HiResCAM}[method](network, [modules[layer]], transform)
+            # After grad-cam's own hook: what comes later gets a copy, which it may change in place.
+            modules[layer].register_forward_hook(lambda module, inputs, output: output.clone())
+            cam.activations_and_grads(x[:1])
+            times = len(cam.activations_and_grads.activations)
+            check(f"how often layer {layer!r} is used", times, times == 1, "once: choose another layer")
+            try:
+                for where, labels in ((maps, explained), (true, images.labels)):
+                    targets = [ClassifierOutputTarget(label) for label in labels.tolist()]
+                    for part in parts:
+                        where[part, j] = cam(x[part], targets[part])
+            except (AttributeError, IndexError, TypeError) as error:  # grad-cam waited for a gradient
+                words = f"the logits have no gradient at layer {layer!r} ({first_line(error)}); take another"
+                raise InputError(words) from error
+            cam.activations_and_grads.release()
     return cams
 
 
@@ -112,8 +117,9 @@ def draw(run: Path, schedule, augment, train_images: Images, test_images: Images
     """All figures of the finished run in the folder ``run``."""
     from . import plots  # matplotlib with it
 
-    history, steps = read_csv(run / HISTORY), read_csv(run / STEPS)
-    probabilities = predict(model, test_images)
+    history, steps, results = read_csv(run / HISTORY), read_csv(run / STEPS), read_json(run / RESULTS)
+    precision = results["precision"] if results["precision"] != "fp16" else "auto"  # a CPU has none
+    probabilities = predict(model, test_images, precision=precision)
     mistakes = misclassified(model, test_images, probabilities).pick(25)
     layers = LAYERS if max(test_images.pixels.shape[1:3]) >= 16 else LAYERS[:2]  # layer3 is 1 x 1 then
     figures = {
@@ -125,8 +131,9 @@ def draw(run: Path, schedule, augment, train_images: Images, test_images: Images
         "misclassified": lambda: plots.misclassified(mistakes),
         "gradcam": lambda: plots.gradcam(gradcam(model, mistakes, layers)),
     }
-    if (run / RANGE).is_file():
-        figures["lr_finder"] = lambda: plots.lr_range(LRRange.load(run / RANGE))
+    if set(results["lr_reasons"].values()) != {"given"}:
+        used = {"lr_min": schedule.lr_min, "lr_max": schedule.lr_max, "reasons": results["lr_reasons"]}
+        figures["lr_finder"] = lambda: plots.lr_range(replace(LRRange.load(run / RANGE), **used))
     written = 0
     for name, figure in figures.items():
         try:

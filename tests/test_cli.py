@@ -178,6 +178,17 @@ def test_photos_are_trained_on_predicted_and_explained(photos, tmp_path):
     assert f"7 figures are in {out / 'figures'}" in printed and files(out).keys() == left.keys()
 
 
+def test_the_range_test_is_drawn_with_the_rates_that_were_used(copied, monkeypatch):
+    drawn, found = [], json.loads((copied / "results.json").read_text())
+    found |= {"lr_max": 9.0, "lr_reasons": found["lr_reasons"] | {"lr_max": "given"}}
+    (copied / "results.json").write_text(json.dumps(found))
+    monkeypatch.setattr(plots, "lr_range", drawn.append)
+    assert run("explain", copied)[0] == 0
+    assert [(rates.lr_min, rates.lr_max, rates.reasons) for rates in drawn] == [
+        (found["lr_min"], 9.0, found["lr_reasons"])
+    ]
+
+
 @pytest.mark.parametrize("name", ["config.json", "results.json", "model.pt", "history.csv"])
 def test_explain_names_what_is_missing_or_damaged(copied, name):
     content = (copied / name).read_bytes()

@@ -101,6 +101,9 @@ def test_images_are_predicted_first_and_need_not_be_square(model, images):
     assert cams.maps.shape == (4, 3, 16, 32)
     assert cams.explained.equal(predict(model, wide).argmax(1))
     assert gradcam(model, misclassified(model, images)[:0]).maps.shape == (0, 3, 16, 16)  # nothing to explain
+    large = replace(images, pixels=images.pixels.repeat(1, 20, 20, 1))[:2]  # more than one batch
+    both = gradcam(model, large, "layer3").maps
+    np.testing.assert_allclose(both[1:], gradcam(model, large[1], "layer3").maps, atol=1e-5)
 
 
 class Net(nn.Module):
@@ -144,6 +147,8 @@ def test_blocks_with_the_channels_last_are_found_out(images):
     tokens = network("places")
     with pytest.raises(InputError, match=r"gives no feature map .* Tensor torch.float32 \(1, 64, 5\)"):
         gradcam(tokens, images[:8], "2")
+    with pytest.raises(IndexError):  # not black maps, as grad-cam would have it
+        gradcam(network("chw"), images[:8], "2", reshape_transform=lambda a: a.size(9))
     maps = gradcam(tokens, images[:8], "2", reshape_transform=lambda a: a.transpose(1, 2).unflatten(2, (8, 8))).maps
     np.testing.assert_allclose(maps, plain, atol=1e-5)
 
