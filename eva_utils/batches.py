@@ -51,7 +51,7 @@ def loader(data, recipe: Recipe, device: torch.device, shard: tuple[int, int] | 
         if recipe.engine == "batch":
             return DeviceLoader(to_device(data, device), augment, recipe, device, shard)
         augment = augment.albumentations(data.mean, data.std, height, width)
-    batches = WorkerLoader(data, augment, recipe, device, shard)
+    batches = WorkerLoader(to_device(data, torch.device("cpu")), augment, recipe, device, shard)
     check_pipeline(augment, batches.augmented(image=0, place=0, epoch=0), data)
     return batches
 
@@ -182,18 +182,23 @@ class GivenLoader:
         if hasattr(sampler := getattr(self.batches, "sampler", None), "set_epoch"):
             sampler.set_epoch(epoch)
         words = f"two tensors, (x, y): floating-point numbers (n, ...) and n labels; or give {IMAGES}"
-        for batch in self.batches:
-            x, y = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (None, None)
-            right = isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor) and x.is_floating_point()
-            check("a batch", kind(batch), right and x.shape[:1] == y.shape[:1] > (0,), words)
-            if self.outputs:
-                check_labels(y, self.outputs)
-            yield _placed(x.float(), y if y.is_floating_point() else y.long(), self.device)
+        try:
+            for batch in self.batches:
+                x, y = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (None, None)
+                right = isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor) and x.is_floating_point()
+                check("a batch", kind(batch), right and x.shape[:1] == y.shape[:1] > (0,), words)
+                if self.outputs:
+                    check_labels(y, self.outputs)
+                yield _placed(x.float(), y if y.is_floating_point() else y.long(), self.device)
+        except RuntimeError:
+            raise_if_stopped()  # workers that got the same signal are not reported as crashed
+            raise
 
 
 def _placed(x: torch.Tensor, y: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     layout = torch.channels_last if x.ndim == 4 else torch.preserve_format
-    return x.to(device, non_blocking=True, memory_format=layout), y.to(device, non_blocking=True)
+    early = device.type == "cuda"  # the other way round, nobody would wait for the pixels
+    return x.to(device, non_blocking=early, memory_format=layout), y.to(device, non_blocking=early)
 
 
 def plain_batches(data, batch_size: int, device: torch.device) -> Batches:

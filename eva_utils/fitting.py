@@ -64,6 +64,9 @@ def duration(seconds: float) -> str:
     return f"{seconds / size:.{int(seconds < 10 * size)}f} {unit}"
 
 
+@stoppable(between_steps=True)
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit(
     model: nn.Module,
     train,
@@ -97,12 +100,7 @@ def fit(
     folder = None if folder is None else folder_of(folder)
     if device.type == "cpu":
         keep_memory()
-    with (
-        exclusive(folder) if folder and rank() == 0 else nullcontext(),
-        stoppable(between_steps=True),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-    ):
+    with exclusive(folder) if folder and rank() == 0 else nullcontext():
         if isinstance(train, Images) and isinstance(test, Images):
             check("test", test, about(train) == about(test), f"of the classes, size, mean and std of train, {train!r}")
         named = [getattr(getattr(data, "dataset", data), "classes", None) for data in (train, test)]

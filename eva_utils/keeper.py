@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -87,7 +86,8 @@ def identity(model: nn.Module, train, recipe: Recipe, test=None, schedule=None, 
         **more,
     }
     if schedule is not None:
-        rates = [float(f"{schedule(float(epoch)):.12g}") for epoch in np.linspace(0, schedule.epochs, POINTS)]
+        epochs = [k * schedule.epochs / POINTS for k in range(POINTS)]  # all before the end, as in training
+        rates = [float(f"{schedule(epoch):.12g}") for epoch in epochs]
         settings["policy"] = {"name": type(schedule).__name__, "epochs": schedule.epochs, "rates": rates}
     return run.plain(settings)
 
@@ -137,8 +137,8 @@ class Keeper:
             here["first_weights"] = there["first_weights"]
         changed = run.differences(there, here)
         if not changed:
-            network = copy.deepcopy(self.trainer.model)
-            network.load_state_dict(state["model"])
+            network = copy.deepcopy(self.trainer.ema)
+            network.load_state_dict(state["ema"])
             there, here = state["computes"], answers(network, self.test)
             far = 1e-3 * float(there.nan_to_num(0, 0, 0).abs().max())  # another machine rounds otherwise
             if here.shape != there.shape or not torch.allclose(here, there, rtol=0, atol=far, equal_nan=True):
@@ -166,8 +166,9 @@ class Keeper:
             print(f"{error}; training goes on, and tries again after a later epoch", flush=True)
 
     def _save(self) -> None:
-        model, state = self.trainer.model, {"settings": self.settings, **self.trainer.state_dict()}
-        state |= {"weights": crc32(model.state_dict()), "computes": answers(model, self.test)}
+        state = {"settings": self.settings, **self.trainer.state_dict()}
+        # The EMA, which is never in train mode: what a network keeps from there could not be copied.
+        state |= {"weights": crc32(self.trainer.model.state_dict()), "computes": answers(self.trainer.ema, self.test)}
         run.write_tensors(self.folder / run.CHECKPOINT, state)
 
     def finish(self, results: Callable[[], dict], about: dict) -> dict:

@@ -56,7 +56,7 @@ def _logits_of(model: nn.Module, data, tta: bool, precision: str) -> Iterator[tu
         model.eval()
         try:
             # Nothing is left open over a yield: an open autocast makes a CPU three times slower.
-            with torch.inference_mode(), autocast(device, precision):
+            with torch.no_grad(), autocast(device, precision):  # what a network keeps, it may train with later
                 logits = forward(model, x, classes)
                 if tta:
                     logits = (logits + forward(model, x.flip(3), classes)) / 2

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gc
 import io
 import math
 import time
@@ -17,7 +18,7 @@ from torch import nn
 from tqdm.std import tqdm
 
 from .batches import Batches, loader, seed_for
-from .device import choose_device, choose_precision, keep_memory, seeded
+from .device import choose_device, choose_precision, keep_memory, placed, seeded
 from .errors import InputError, check, kind
 from .keeper import check_network, identity
 from .lr_curve import BARE, SMOOTH, STOPS, LRRange, read_curve
@@ -29,6 +30,7 @@ from .train import set_rate, set_train_mode, step
 
 
 @on_first
+@stoppable(between_steps=True)
 def find_lr(
     model: nn.Module,
     train,
@@ -78,6 +80,7 @@ def find_lr(
             guess, outputs = math.inf, None
         bare = isinstance(optimizer, torch.optim.SGD) and not any("Norm" in type(m).__name__ for m in model.modules())
         curve = range_test(model, train, recipe, start, end, steps, outputs)
+        gc.collect()  # the library leaves network and optimizer in circles
         found = read_curve(*curve, guess, BARE if bare else 1.0)
         found = replace(found, seconds=time.perf_counter() - begun, settings=settings)
         if file:
@@ -100,23 +103,22 @@ def range_test(model: nn.Module, train, recipe: Recipe, lr_start: float, lr_end:
     if device.type == "cpu":
         keep_memory()
     batches = loader(train, recipe, device, shard=(0, 1), outputs=outputs)
-    network = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
+    network = placed(copy.deepcopy(model), device)
     set_train_mode(network, model)
     optimizer = recipe.make_optimizer(network.parameters())
-    shares = ratios(optimizer)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
     class Finder(library.LRFinder):
         def _train_batch(self, train_iter, accumulation_steps, non_blocking_transfer=True):
             raise_if_stopped()
-            set_rate(optimizer, optimizer.param_groups[0]["lr"], shares)
+            set_rate(self.optimizer, self.optimizer.param_groups[0]["lr"], self.shares)
             x, y = next(train_iter)
-            return step(network, optimizer, scaler, recipe, x, y, precision)[0].item()
+            return step(self.model, self.optimizer, self.scaler, recipe, x, y, precision)[0].item()
 
     finder = Finder(network, optimizer, criterion=None, device=device)
+    # Attributes, since a kept error would keep what a closure holds.
+    finder.scaler, finder.shares = torch.amp.GradScaler(device.type, enabled=precision == "fp16"), ratios(optimizer)
     endless = library.TrainDataLoaderIter(_large(batch for epoch in range(steps) for batch in batches.epoch(epoch)))
     with (
-        stoppable(between_steps=True),
         seeded(device, seed_for(recipe.seed, 0, 1)),  # for Dropout and the like
         warnings.catch_warnings(action="ignore"),  # torch's, of a first step that fp16 skips
         contextlib.redirect_stdout(io.StringIO()),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -67,6 +68,8 @@ class Recipe:
                 words = "a whole number" if kind is Integral else "a number"
                 check(f.name, value, isinstance(value, kind) and not isinstance(value, bool), words)
             check(f.name, value, f.metadata["ok"](value), " or ".join(right) if isinstance(right, tuple) else right)
+            if kind:  # a checkpoint with NumPy's could not be read
+                object.__setattr__(self, f.name, type(f.default)(value))
 
     def compared(self) -> dict:
         """What decides the result."""
@@ -96,6 +99,8 @@ class Recipe:
             strange = sum(p not in given for group in optimizer.param_groups for p in group["params"])
             right = "0: the function gets those to train, and of a copy of the network in find_lr"
             check("the number of other parameters in the optimizer", strange, strange == 0, right)
+            for group in optimizer.param_groups:
+                group |= {key: value.item() for key, value in group.items() if isinstance(value, np.generic)}
             return optimizer
         common = {"lr": 1.0, "weight_decay": self.weight_decay, "fused": True}
         if self.optimizer == "adamw":

@@ -10,7 +10,7 @@ from torch import nn
 from tqdm.std import tqdm
 
 from .batches import seed_for
-from .device import autocast, describe, seeded
+from .device import autocast, describe, placed, seeded
 from .errors import InputError, check, kind
 from .look import evaluate
 from .processes import average_buffers, parallel, raise_if_stopped, rank, total, world_size
@@ -70,10 +70,10 @@ class Trainer:
     def __init__(self, model: nn.Module, batches, schedule, recipe: Recipe, precision: str) -> None:
         self.batches, self.schedule, self.recipe, self.precision = batches, schedule, recipe, precision
         self.device, self.epochs = batches.device, int(schedule.epochs)
-        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.model = placed(model, self.device)
         self.network = parallel(self.model)  # the model itself, or DDP around it
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
-        set_train_mode(getattr(self.network, "module", self.network), self.model)
+        set_train_mode(self.model if self.network is self.model else self.network.module, self.model)
         self.optimizer = recipe.make_optimizer(self.model.parameters())
         self.shares = ratios(self.optimizer)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")

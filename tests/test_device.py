@@ -1,5 +1,6 @@
 """Device, number format, random numbers, and the memory of a step that failed."""
 
+import gc
 import weakref
 
 import pytest
@@ -40,7 +41,7 @@ def test_what_cannot_be_used_is_refused():
 @pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError])
 def test_a_kept_error_keeps_no_tensors_and_random_numbers_are_restored(error, call, tiny, cnn, monkeypatch):
     # A notebook keeps the last error; the next try needs the memory. And no GPU is reseeded that does nothing here.
-    seen, reseeded = [], []
+    seen, reseeded, optimizers = [], [], []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", reseeded.append)
 
     class Failing(torch.nn.Module):
@@ -50,11 +51,16 @@ def test_a_kept_error_keeps_no_tensors_and_random_numbers_are_restored(error, ca
                 raise error
             return activation
 
-    model = cnn().insert(0, Failing())
+    def sgd(parameters):
+        optimizers.append(weakref.ref(optimizer := torch.optim.SGD(parameters, 0.1, momentum=0.9)))
+        return optimizer
+
+    model, recipe = cnn().insert(0, Failing()), RECIPE.replace(optimizer=sgd)
     reseeded.clear()
     before = torch.get_rng_state()
     with pytest.raises(error) as kept:
-        fit(model, *tiny, OneCycle(3, 1, 0.01, 0.1), RECIPE) if call == "fit" else find_lr(model, tiny[0], RECIPE)
+        fit(model, *tiny, OneCycle(3, 1, 0.01, 0.1), recipe) if call == "fit" else find_lr(model, tiny[0], recipe)
     assert kept.value.__traceback__ is not None
-    assert [tensor() for tensor in seen] == [None] * 3
+    gc.collect()
+    assert [tensor() for tensor in seen] == [None] * 3 and {optimizer() for optimizer in optimizers} == {None}
     assert torch.equal(before, torch.get_rng_state()) and reseeded == []

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -37,6 +38,14 @@ def test_compared_leaves_out_how_it_is_computed():
         "criterion", "ema",
     }  # fmt: skip
     assert here.compared() != here.replace(augment=Augment(flip=False)).compared()
+
+
+def test_numpys_numbers_become_pythons():
+    recipe = Recipe(batch_size=np.int64(8), momentum=np.float32(0.5), weight_decay=np.float64(0.1), ema=1)
+    assert [type(value) for value in (recipe.batch_size, recipe.momentum, recipe.weight_decay)] == [int, float, float]
+    weight = nn.Parameter(torch.ones(2))
+    own = Recipe(optimizer=lambda p: torch.optim.SGD(p, np.float64(0.1))).make_optimizer([weight])
+    assert type(own.param_groups[0]["lr"]) is float
 
 
 def test_the_optimizer_has_what_is_not_frozen_and_no_momentum_yet():

@@ -278,6 +278,61 @@ def test_frozen_layers_stay_as_they_are(call, weights, tiny, cnn, train):
     assert modes[-1] is False and True in modes  # in training, not in evaluation
 
 
+class Odd(nn.Module):
+    """A child named module, as DDP has; it keeps a mask that only grows, and its last output with the graph."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module, self.dropout, self.mask, self.modes = module, nn.Dropout(0.5), torch.ones(0), []
+
+    def forward(self, x):
+        self.modes.append(self.dropout.training)
+        out = self.dropout(self.module(x))
+        if self.training:
+            self.last = out
+        self.mask = self.mask if len(self.mask) >= len(x) else torch.ones(len(x), device=x.device)
+        return out * self.mask[: len(x), None]
+
+
+def test_a_network_may_have_a_child_named_module_and_keep_tensors(cnn, train, tmp_path):
+    model = Odd(cnn()).eval()
+    train(model, folder=tmp_path)
+    assert model.modes.count(True) == SCHEDULE.epochs * STEPS
+
+
+def test_volumes_and_a_schedule_that_ends_before_its_last_epoch():
+    model = nn.Sequential(nn.Conv3d(3, 4, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 3))
+    data = [(torch.rand(4, 3, 5, 6, 7), torch.tensor([0, 1, 2, 0]))] * 2
+
+    class Table:
+        epochs = 2
+
+        def __call__(self, epoch):
+            return [0.1, 0.01][int(epoch)]
+
+    rates = [row["applied"] for row in fit(model, data, data, Table(), RECIPE).steps]
+    assert rates == [0.1, 0.1, 0.01, 0.01]
+    with contextlib.suppress(InputError):  # noise has no curve to read
+        find_lr(model, data, RECIPE)
+
+
+def test_an_autocast_around_it_makes_no_difference(train):
+    expected = train(precision="bf16", device="cpu")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same_run(train(precision="bf16", device="cpu"), expected)
+
+
+def test_a_stop_that_kills_the_callers_workers_is_a_stop(tiny, cnn):
+    class Loader(list):
+        def __iter__(self):
+            yield self[0]
+            signal.raise_signal(signal.SIGINT)
+            raise RuntimeError("DataLoader worker exited unexpectedly")
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(cnn(), Loader(batches(tiny[0])), tiny[1], SCHEDULE, RECIPE)
+
+
 def test_a_data_loader_and_adamw(tiny, cnn):
     def run(seed):
         torch.manual_seed(seed)
