@@ -64,7 +64,8 @@ def table(rows: list[dict]) -> str:
         lines = []
         for (policy, epochs), group in groups.items():
             ends = [spread([row[key][-1] for row in group]) for key in ("test_accuracy", "test_accuracy_ema")]
-            lines.append([policy, f"{max(row['lr'] for row in group):.2g}", f"{epochs}", *ends, f"{len(group)}"])
+            rates = dict.fromkeys(f"{bound(row['lr'] for row in group):.2g}" for bound in (min, max))
+            lines.append([policy, " to ".join(rates), f"{epochs}", *ends, f"{len(group)}"])
         head = ["policy", "highest rate", "epochs", "last weights", "EMA", "n"]
         parts.append(f"{title}\n\n{markdown(head, lines)}")
     return "\n".join(parts)

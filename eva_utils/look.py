@@ -39,7 +39,7 @@ def check_trained_on(model: nn.Module, images: Images) -> None:
         differ += ["image_size"] * (size is not None and list(images.pixels.shape[1:3]) != list(size))
         differ += [key for key in ("mean", "std") if not np.allclose(there[key], getattr(images, key), atol=1e-3)]
         if differ:
-            cure = "give it alike ones, or, if the network shall take these, set model.trained_on = None"
+            cure = "give it images like those, or, to use these all the same, set model.trained_on = None"
             raise InputError(f"the images have another {' and '.join(differ)} than those trained on; {cure}")
 
 

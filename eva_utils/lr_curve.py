@@ -87,9 +87,9 @@ def read_curve(lr: np.ndarray, loss: np.ndarray, guess: float = np.inf, share: f
     """Both rates, read off a range test's rates (growing) and losses, arrays (steps,).
 
     LR_MAX is six times the rate at which half of the fall is made, the fall counted from ``guess``
-    where the loss starts above it; but never where the loss has come up again by 40 % of the whole
-    fall; of that, ``share`` is taken. LR_MIN is where a fifth of the whole fall is made, at most a
-    tenth of LR_MAX. Raises ``InputError`` for a curve that cannot be read.
+    where the loss starts above it; but never where the loss has come up again by 40 % of its fall
+    so far; of that, ``share`` is taken. LR_MIN is where a fifth of the whole fall is made, at most
+    a tenth of LR_MAX. Raises ``InputError`` for a curve that cannot be read.
     """
     if (loss < 0).any():
         raise InputError("the range test met a loss below 0, which ends it: add a constant to the criterion")
