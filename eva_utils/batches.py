@@ -21,7 +21,7 @@ from .augment import NONE, Augment, check_pipeline, normalize
 from .data import IMAGES, Images, check_images, check_labels
 from .device import room
 from .errors import InputError, check, first_line, kind
-from .processes import raise_if_stopped, rank, world_size
+from .processes import rank, world_size
 from .recipe import Recipe
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
@@ -130,7 +130,6 @@ class WorkerLoader(_Loader, torch.utils.data.Dataset):
                 raise InputError(f"augment cannot be sent to a process ({first_line(error)}); {cure}") from error
             if "DataLoader worker (pid" not in str(error):  # and not "Caught ... in DataLoader worker process"
                 raise
-            raise_if_stopped()  # workers that got the same signal are not reported as crashed
             raise InputError(
                 "a worker process died: out of memory, or the script lacks if __name__ == '__main__' around its calls; "
                 "the same call goes on from the last checkpoint, if any, and with workers=0 in one process"
@@ -179,20 +178,17 @@ class GivenLoader:
         return len(self.batches)
 
     def epoch(self, epoch: int) -> Batches:
-        if hasattr(sampler := getattr(self.batches, "sampler", None), "set_epoch"):
-            sampler.set_epoch(epoch)
+        for sampler in (getattr(self.batches, name, None) for name in ("sampler", "batch_sampler")):
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(epoch)
         words = f"two tensors, (x, y): floating-point numbers (n, ...) and n labels; or give {IMAGES}"
-        try:
-            for batch in self.batches:
-                x, y = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (None, None)
-                right = isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor) and x.is_floating_point()
-                check("a batch", kind(batch), right and x.shape[:1] == y.shape[:1] > (0,), words)
-                if self.outputs:
-                    check_labels(y, self.outputs)
-                yield _placed(x.float(), y if y.is_floating_point() else y.long(), self.device)
-        except RuntimeError:
-            raise_if_stopped()  # workers that got the same signal are not reported as crashed
-            raise
+        for batch in self.batches:
+            x, y = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (None, None)
+            right = isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor) and x.is_floating_point()
+            check("a batch", kind(batch), right and x.shape[:1] == y.shape[:1] > (0,), words)
+            if self.outputs:
+                check_labels(y, self.outputs)
+            yield _placed(x.float(), y if y.is_floating_point() else y.long(), self.device)
 
 
 def _placed(x: torch.Tensor, y: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -59,7 +59,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 def placed(model: nn.Module, device: torch.device) -> nn.Module:
     """``model`` on ``device``, in channels_last memory, which is faster, unless it has weights of three dimensions."""
-    three = any(p.ndim == 5 for p in model.parameters())
+    three = any(t.ndim == 5 for t in (*model.parameters(), *model.buffers()))
     return model.to(device, memory_format=torch.preserve_format if three else torch.channels_last)
 
 

@@ -73,7 +73,7 @@ def gradcam(
     if not len(images):
         return cams
     check_labels(explained, len(images.classes))
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+    with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
         network = copy.deepcopy(getattr(model, "_orig_mod", model)).float().eval().requires_grad_(True)
         modules = dict(network.named_modules())
         x = normalize(images.pixels.to(device), images.mean, images.std)
@@ -118,7 +118,7 @@ def draw(run: Path, schedule, augment, train_images: Images, test_images: Images
     from . import plots  # matplotlib with it
 
     history, steps, results = read_csv(run / HISTORY), read_csv(run / STEPS), read_json(run / RESULTS)
-    precision = results["precision"] if results["precision"] != "fp16" else "auto"  # a CPU has none
+    precision = "fp32" if results["precision"] == "fp32" else "auto"  # this device may not have the run's
     probabilities = predict(model, test_images, precision=precision)
     mistakes = misclassified(model, test_images, probabilities).pick(25)
     layers = LAYERS if max(test_images.pixels.shape[1:3]) >= 16 else LAYERS[:2]  # layer3 is 1 x 1 then

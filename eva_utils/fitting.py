@@ -15,9 +15,9 @@ from .batches import loader, to_device
 from .data import Images
 from .device import choose_device, choose_precision, describe, keep_memory
 from .errors import InputError, check, kind
-from .keeper import Keeper, check_network, identity
+from .keeper import Keeper, check_network, dataset_of, identity
 from .look import confusion, evaluate, predict
-from .processes import on_first, rank, stoppable, world_size
+from .processes import on_first, rank, stop_asked, stoppable, world_size
 from .recipe import Recipe
 from .run import CONFIG, RANGE, differences, exclusive, folder_of, plain, read_json, write_json
 from .train import Trainer
@@ -65,8 +65,7 @@ def duration(seconds: float) -> str:
 
 
 @stoppable(between_steps=True)
-@torch.inference_mode(False)
-@torch.enable_grad()
+@torch.inference_mode(False)  # also where the caller is within no_grad
 def fit(
     model: nn.Module,
     train,
@@ -103,7 +102,7 @@ def fit(
     with exclusive(folder) if folder and rank() == 0 else nullcontext():
         if isinstance(train, Images) and isinstance(test, Images):
             check("test", test, about(train) == about(test), f"of the classes, size, mean and std of train, {train!r}")
-        named = [getattr(getattr(data, "dataset", data), "classes", None) for data in (train, test)]
+        named = [getattr(dataset_of(data), "classes", None) for data in (train, test)]
         names = [[*map(str, some)] if isinstance(some, (list, tuple)) else None for some in named]
         check("the classes of test", names[1], None in names or names[0] == names[1], f"those of train, {names[0]}")
         whole = callable(schedule) and getattr(schedule, "epochs", 0) in range(1, 10**6 + 1)
@@ -135,10 +134,10 @@ def fit(
                 keeper.after_epoch()
                 print(line(row, trainer.epochs), flush=True)
                 if on_epoch and rank() == 0:
-                    on_epoch(row)
+                    on_epoch(dict(row))
         except BaseException as error:
             keeper.put_back()
-            if isinstance(error, KeyboardInterrupt):
+            if isinstance(error, KeyboardInterrupt) or stop_asked():
                 done = f"goes on after epoch {keeper.epochs}" if keeper.epochs else "starts over"
                 epoch = min(len(trainer.history) + 1, trainer.epochs)
                 print(f"\nstopped in epoch {epoch} of {trainer.epochs}; the same call {done}", flush=True)

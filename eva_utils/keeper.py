@@ -6,14 +6,15 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from . import run
 from .batches import plain_batches
 from .data import Images, check_images
-from .device import seeded
-from .errors import InputError, check
+from .device import placed, seeded
+from .errors import InputError, check, first_line
 from .model import device_of, forward
 from .processes import on_first
 from .recipe import Recipe
@@ -39,22 +40,26 @@ def check_network(model: nn.Module, data, recipe: Recipe) -> int:
         raise InputError("the model has weights that are not finite, from a run that failed perhaps; make it anew")
     if isinstance(data, Images):
         check_images(data)
-    logits = answers(model, data)
-    sums_to_one = logits.shape[1] > 1 and logits.min() >= 0 and (logits.sum(1) - 1).abs().max() < 1e-4
-    if sums_to_one and recipe.criterion is None:
-        raise InputError("the model gives probabilities; it has to give logits: leave out the softmax, the loss has it")
-    return logits.shape[1]
+    return answers(model, data).shape[1]
 
 
 def answers(model: nn.Module, data) -> torch.Tensor:
-    """Logits (2, classes) for noise in the shape of ``data``: on the CPU, in fp32, in eval mode."""
+    """Logits (2, classes) for noise in the shape of ``data``, or for these: on the CPU, in fp32, in eval mode."""
     with torch.random.fork_rng([]):  # a loader may draw
         x = next(plain_batches(data, 2, torch.device("cpu")))[0][:2]
-    x = torch.empty_like(x).normal_(generator=torch.Generator().manual_seed(0))
-    network = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    noise = torch.empty_like(x).normal_(generator=torch.Generator().manual_seed(0))  # a loader may shuffle
+    try:
+        network = placed(copy.deepcopy(model).float(), torch.device("cpu")).eval()
+    except RuntimeError as error:  # of tensors with a graph that it keeps
+        cure = "call it once under torch.no_grad(), or make it anew"
+        raise InputError(f"the model cannot be copied ({first_line(error)}); {cure}") from error
     # Seeded for what is random in eval mode, too.
     with torch.no_grad(), torch.autocast("cpu", enabled=False), seeded(torch.device("cpu"), 0):
-        return forward(network, x, len(data.classes) if isinstance(data, Images) else None)
+        classes = len(data.classes) if isinstance(data, Images) else None
+        try:
+            return forward(network, noise, classes)
+        except InputError:  # it may take only what the data have: categories, say
+            return forward(network, x, classes)
 
 
 def content(data):
@@ -62,14 +67,24 @@ def content(data):
     if isinstance(data, Images):
         statistics = torch.tensor([data.mean, data.std], dtype=torch.float32)
         return crc32({"pixels": data.pixels, "labels": data.labels, "mean and std": statistics})
-    transform = getattr(getattr(data, "dataset", None), "transform", None)
+    transform = getattr(dataset_of(data), "transform", None)
     return {"batches": len(data), "batch_size": getattr(data, "batch_size", None), "transform": transform}
+
+
+def dataset_of(data):
+    """What is within loaders and subsets."""
+    while hasattr(data, "dataset"):
+        data = data.dataset
+    return data
 
 
 def crc32(tensors: dict[str, torch.Tensor]) -> str:
     """Checksum of tensors, with their names and shapes."""
     crc = 0
     for name, value in tensors.items():
+        if not isinstance(value, torch.Tensor):  # what a module's get_extra_state gives
+            crc = zlib.crc32(f"{name} {value}".encode(), crc)
+            continue
         crc = zlib.crc32(f"{name} {tuple(value.shape)}".encode(), crc)
         crc = zlib.crc32(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), crc)
     return f"{crc:08x}"
@@ -86,8 +101,8 @@ def identity(model: nn.Module, train, recipe: Recipe, test=None, schedule=None, 
         **more,
     }
     if schedule is not None:
-        epochs = [k * schedule.epochs / POINTS for k in range(POINTS)]  # all before the end, as in training
-        rates = [float(f"{schedule(epoch):.12g}") for epoch in epochs]
+        end = np.nextafter(schedule.epochs, 0)  # training asks for no later one
+        rates = [float(f"{schedule(float(epoch)):.12g}") for epoch in np.linspace(0, end, POINTS)]
         settings["policy"] = {"name": type(schedule).__name__, "epochs": schedule.epochs, "rates": rates}
     return run.plain(settings)
 
@@ -176,7 +191,7 @@ class Keeper:
         if self.folder is None:
             return results()
         ema = getattr(self.trainer.ema, "_orig_mod", self.trainer.ema)  # the network that torch.compile has wrapped
-        weights = {key: value.cpu() for key, value in ema.state_dict().items()}
+        weights = {k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in ema.state_dict().items()}
         run.write_tensors(self.folder / run.MODEL, {"weights": weights, **about})
         run.write_csv(self.folder / run.HISTORY, self.trainer.history)
         run.write_csv(self.folder / run.STEPS, self.trainer.steps)

@@ -11,7 +11,7 @@ from torch import nn
 from .batches import plain_batches
 from .data import Images, check_images, check_labels, rows
 from .device import autocast, choose_precision
-from .errors import InputError, check, first_line
+from .errors import InputError, check
 from .model import ResNet9, device_of, forward
 from .photos import photo
 from .processes import rank, total, world_size
@@ -63,6 +63,7 @@ def _logits_of(model: nn.Module, data, tta: bool, precision: str) -> Iterator[tu
         finally:
             for module, training in modes:
                 module.training = training
+        check("number of the model's outputs", logits.shape[1], logits.shape[1] > 1, "2 or more: one a class")
         yield logits, y
 
 
@@ -172,7 +173,7 @@ def load_model(run: str | Path, model: nn.Module | None = None) -> nn.Module:
             model = ResNet9(weights["head.linear.weight"].shape[0], weights["prep.conv.weight"].shape[0])
         getattr(model, "_orig_mod", model).load_state_dict(weights)  # the network that torch.compile has wrapped
     except (KeyError, RuntimeError) as error:
-        raise InputError(f"{str(file)!r} does not fit this network ({first_line(error)})") from error
+        raise InputError(f"{str(file)!r} does not fit this network ({' '.join(str(error).split())})") from error
     model.trained_on = content
     return model.eval()
 

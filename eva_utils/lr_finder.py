@@ -54,7 +54,7 @@ def find_lr(
     """
     check("recipe", kind(recipe), isinstance(recipe, Recipe), "a Recipe, after the training data")
     outputs = check_network(model, train, recipe)
-    optimizer = recipe.make_optimizer(copy.deepcopy(model).parameters())
+    optimizer = recipe.make_optimizer(model.parameters())
     low, high = (1e-3, 10.0) if isinstance(optimizer, torch.optim.SGD) else (1e-5, 0.1)
     start, end = low if lr_start is None else lr_start, high if lr_end is None else lr_end
     right = isinstance(start, Real) and isinstance(end, Real) and 0 < start < end < math.inf
@@ -78,7 +78,10 @@ def find_lr(
         guess = math.log(outputs)
         if recipe.criterion is not None:  # then what the labels are is its business: a regression's, say
             guess, outputs = math.inf, None
-        bare = isinstance(optimizer, torch.optim.SGD) and not any("Norm" in type(m).__name__ for m in model.modules())
+        kinds = {
+            type(m) for m in model.modules() if not type(m).__module__.startswith("torch.nn.utils")
+        }  # weight_norm's
+        bare = isinstance(optimizer, torch.optim.SGD) and not any("Norm" in kind.__name__ for kind in kinds)
         curve = range_test(model, train, recipe, start, end, steps, outputs)
         gc.collect()  # the library leaves network and optimizer in circles
         found = read_curve(*curve, guess, BARE if bare else 1.0)
@@ -105,7 +108,7 @@ def range_test(model: nn.Module, train, recipe: Recipe, lr_start: float, lr_end:
     batches = loader(train, recipe, device, shard=(0, 1), outputs=outputs)
     network = placed(copy.deepcopy(model), device)
     set_train_mode(network, model)
-    optimizer = recipe.make_optimizer(network.parameters())
+    optimizer = _optimizer(recipe, model, network)
 
     class Finder(library.LRFinder):
         def _train_batch(self, train_iter, accumulation_steps, non_blocking_transfer=True):
@@ -125,6 +128,22 @@ def range_test(model: nn.Module, train, recipe: Recipe, lr_start: float, lr_end:
     ):
         finder.range_test(endless, None, lr_start, lr_end, steps, smooth_f=0, diverge_th=STOPS)  # smoothing is ours
     return np.array(finder.history["lr"]), np.array(finder.history["loss"])
+
+
+def _optimizer(recipe: Recipe, model: nn.Module, network: nn.Module) -> torch.optim.Optimizer:
+    """For ``network``, a copy of ``model``. A function gets the model's parameters, which it may know one by one."""
+    if not callable(recipe.optimizer):
+        return recipe.make_optimizer(network.parameters())
+    optimizer = recipe.make_optimizer(model.parameters())
+    twin = dict(zip(model.parameters(), network.parameters(), strict=True))
+    state = [(twin[p], values) for p, values in optimizer.state.items()]  # Adagrad begins with some
+    optimizer.state.clear()
+    for p, values in state:
+        like = {key: torch.empty_like(p).copy_(v) for key, v in values.items() if getattr(v, "shape", 0) == p.shape}
+        optimizer.state[p] = values | like
+    for group in optimizer.param_groups:
+        group["params"] = [twin[p] for p in group["params"]]
+    return optimizer
 
 
 def _large(batches) -> Batches:

@@ -83,13 +83,16 @@ def forward(model: nn.Module, x: torch.Tensor, classes: int | None) -> torch.Ten
         logits = model(x)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
         raise InputError(f"the model cannot take a batch of {tuple(x.shape)}: {first_line(error)}") from error
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
         raise InputError(f"the model gives {kind(logits)}; it has to give logits (n, classes)")
     if classes and logits.shape[1] != classes:
         raise InputError(f"the model has {logits.shape[1]} outputs; the data have {classes} classes")
-    return logits.float()
+    logits = logits.float()
+    if min(logits.shape) > 1 and logits.min() >= 0 and (logits.sum(1) - 1).abs().max() < 3e-3:  # bf16's rounding
+        raise InputError("the model gives probabilities; it has to give logits: leave out the softmax, the loss has it")
+    return logits
 
 
 def summary(model: nn.Module, size: int = 32) -> str:

@@ -59,7 +59,7 @@ def image_folder(path: str | os.PathLike, size: int | None = None) -> tuple[Imag
     a, b = (np.repeat(np.arange(len(classes)), count) for count in counts)
     known = {hash(image.tobytes()) for image in pixels[: len(a)]}
     if twice := sum(hash(image.tobytes()) in known for image in pixels[len(a) :]):
-        print(f"{twice} of the {len(b):,} test images are training images, too: the accuracy flatters.")
+        print(f"{twice} of the {len(b):,} test images are training images, too: the accuracy means little.")
     return from_arrays((pixels[: len(a)], a), (pixels[len(a) :], b), classes, root.resolve().name)
 
 
@@ -84,7 +84,7 @@ def _find(root: Path) -> tuple[dict, dict, str]:
     for name, files in _classes(folders.get("train", root)).items():
         check(f"number of images of class {name!r}", len(files), len(files) > 1, "2 or more to be split")
         # By the names' checksums: when photos come or go, the others stay where they are, but for a few.
-        shuffled = sorted(files, key=lambda file: zlib.crc32(file.name.encode("utf8", "surrogateescape")))
+        shuffled = sorted(files, key=lambda file: zlib.crc32(os.fsencode(file.name)))
         k = -(-len(files) // 5)
         train[name], test[name] = sorted(shuffled[k:]), sorted(shuffled[:k])
     return train, test, "; there is no test/, so a fifth of each class was kept for it" + note
@@ -144,7 +144,8 @@ def photo(file: Path, size: int | None = None) -> np.ndarray:
             mode, image = image.mode, ImageOps.exif_transpose(image)
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:  # on white, as on a page
                 image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+                if image.getchannel("A").getextrema()[1]:  # else the channel is not used
+                    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             image = image.convert("RGB")
             if size is not None and image.size != (size, size):
                 from torchvision.transforms.functional import center_crop, resize

@@ -6,6 +6,7 @@ Without torchrun there is no group: ``rank`` is 0, and what is about several doe
 import contextlib
 import copy
 import functools
+import gc
 import inspect
 import io
 import os
@@ -46,10 +47,14 @@ def stoppable(between_steps: bool = False) -> Iterator[None]:
     try:
         yield
         raise_if_stopped()
-    except (KeyboardInterrupt, torch.OutOfMemoryError) as error:
-        # A notebook keeps the error, and so the frames of all calls and the tensors in them: gigabytes that the next
-        # try, with a smaller batch say, would have to do without.
-        traceback.clear_frames(error.__traceback__)
+    except BaseException as error:
+        if _stopped or isinstance(error, (KeyboardInterrupt, torch.OutOfMemoryError)):
+            # A notebook keeps the error, and so the frames of all calls and the tensors in them: gigabytes that the
+            # next try, with a smaller batch say, would have to do without.
+            traceback.clear_frames(error.__traceback__)
+            gc.collect()
+        if not isinstance(error, KeyboardInterrupt):
+            raise_if_stopped()  # workers that got the same signal are not reported as crashed
         raise
     finally:
         _stopped.clear()
@@ -57,9 +62,13 @@ def stoppable(between_steps: bool = False) -> Iterator[None]:
             signal.signal(signum, handler)
 
 
+def stop_asked() -> bool:
+    return bool(_stopped)
+
+
 def raise_if_stopped() -> None:
     if _stopped:
-        raise KeyboardInterrupt(_stopped[0])
+        raise KeyboardInterrupt(_stopped[0]) from None
 
 
 def _in_group() -> bool:

@@ -20,6 +20,13 @@ def option(default, help: str, right: str | tuple = "", ok: Callable | None = No
     return field(default=default, metadata={"help": help, "right": right, "ok": ok, "compared": compared})
 
 
+def _plain(value):
+    """Python's numbers for NumPy's: a checkpoint with these could not be read."""
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a network is trained; the same for the range test (``find_lr``) and the training (``fit``).
@@ -68,8 +75,12 @@ class Recipe:
                 words = "a whole number" if kind is Integral else "a number"
                 check(f.name, value, isinstance(value, kind) and not isinstance(value, bool), words)
             check(f.name, value, f.metadata["ok"](value), " or ".join(right) if isinstance(right, tuple) else right)
-            if kind:  # a checkpoint with NumPy's could not be read
+            if kind:
                 object.__setattr__(self, f.name, type(f.default)(value))
+        if self.criterion is not None:
+            check("label_smoothing", self.label_smoothing, not self.label_smoothing, "0 beside a criterion of your own")
+            learns = [p for p in getattr(self.criterion, "parameters", list)() if p.requires_grad]
+            check("the number of parameters in criterion", len(learns), not learns, "0: they would not be trained")
 
     def compared(self) -> dict:
         """What decides the result."""
@@ -97,10 +108,10 @@ class Recipe:
             right = isinstance(optimizer, torch.optim.Optimizer) and not isinstance(optimizer, torch.optim.LBFGS)
             check("the optimizer", kind(optimizer), right, "a torch.optim.Optimizer that needs no closure")
             strange = sum(p not in given for group in optimizer.param_groups for p in group["params"])
-            right = "0: the function gets those to train, and of a copy of the network in find_lr"
+            right = "0: the function gets those to train"
             check("the number of other parameters in the optimizer", strange, strange == 0, right)
             for group in optimizer.param_groups:
-                group |= {key: value.item() for key, value in group.items() if isinstance(value, np.generic)}
+                group |= {key: _plain(value) for key, value in group.items() if key != "params"}
             return optimizer
         common = {"lr": 1.0, "weight_decay": self.weight_decay, "fused": True}
         if self.optimizer == "adamw":

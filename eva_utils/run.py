@@ -150,13 +150,15 @@ def plain(value):
 
 def _in_json(value):
     if dataclasses.is_dataclass(value):
-        return dataclasses.asdict(value)
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if isinstance(value, torch.nn.Module):  # a criterion's repr does not tell all it has
         options = [{k: v for k, v in vars(part).items() if not k.startswith("_")} for part in value.modules()]
-        return {without_addresses(repr(value)): {"options": options, **value.state_dict()}}
+        code = [type(part).forward for part in value.modules()]
+        return {without_addresses(repr(value)): {"options": options, "code": code, **value.state_dict()}}
     if inspect.isfunction(value) and not value.__module__.startswith("torch."):  # nor does a lambda's
         around = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))
         around = {name: cell.cell_contents for name, cell in around.items()}
+        around |= {name: value.__globals__.get(name) for name in value.__code__.co_names}
         around |= dict(enumerate(value.__defaults__ or ())) | (value.__kwdefaults__ or {})
         return {f"{value.__qualname__} {zlib.crc32(_code(value.__code__).encode()):08x}": _numbers(around)}
     if hasattr(value, "tolist"):

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import eva_utils
-from eva_utils import cli, plots
+from eva_utils import cli, plots, predict
 from eva_utils.run import read_csv
 
 TRAIN = [
@@ -179,11 +179,13 @@ def test_photos_are_trained_on_predicted_and_explained(photos, tmp_path):
 
 
 def test_the_range_test_is_drawn_with_the_rates_that_were_used(copied, monkeypatch):
-    drawn, found = [], json.loads((copied / "results.json").read_text())
+    drawn, precisions, found = [], [], json.loads((copied / "results.json").read_text())
     found |= {"lr_max": 9.0, "lr_reasons": found["lr_reasons"] | {"lr_max": "given"}}
     (copied / "results.json").write_text(json.dumps(found))
     monkeypatch.setattr(plots, "lr_range", drawn.append)
-    assert run("explain", copied)[0] == 0
+    spy = lambda *args, precision: precisions.append(precision) or predict(*args)  # noqa: E731
+    monkeypatch.setattr("eva_utils.explain.predict", spy)
+    assert run("explain", copied)[0] == 0 and precisions == ["fp32"]
     assert [(rates.lr_min, rates.lr_max, rates.reasons) for rates in drawn] == [
         (found["lr_min"], 9.0, found["lr_reasons"])
     ]

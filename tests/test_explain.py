@@ -12,6 +12,7 @@ from torchvision.ops import Permute
 
 from eva_utils import InputError, ResNet9, gradcam, misclassified, predict
 from eva_utils.augment import normalize
+from eva_utils.look import predictions
 
 
 @pytest.fixture
@@ -102,7 +103,10 @@ def test_images_are_predicted_first_and_need_not_be_square(model, images):
     assert cams.explained.equal(predict(model, wide).argmax(1))
     assert gradcam(model, misclassified(model, images)[:0]).maps.shape == (0, 3, 16, 16)  # nothing to explain
     large = replace(images, pixels=images.pixels.repeat(1, 20, 20, 1))[:2]  # more than one batch
-    both = gradcam(model, large, "layer3").maps
+    sizes = []
+    model.prep.register_forward_hook(lambda prep, inputs, output: sizes.append(len(output)))
+    both = gradcam(model, predictions(model, large), "layer3").maps
+    assert set(sizes[1:]) == {1}  # the first: the prediction
     np.testing.assert_allclose(both[1:], gradcam(model, large[1], "layer3").maps, atol=1e-5)
 
 

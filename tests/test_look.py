@@ -133,6 +133,10 @@ def test_what_is_no_data_and_what_are_no_logits_is_refused(call, model, tiny):
         call(nn.Conv2d(3, 3, 1), tiny[1])
     with pytest.raises(InputError, match="number of images is 0"):
         call(model, tiny[1][:0])
+    with pytest.raises(InputError, match="the model gives probabilities"):
+        call(nn.Sequential(model, nn.Softmax(1)), tiny[1])
+    with pytest.raises(InputError, match="number of the model's outputs is 1"):
+        call(nn.Sequential(model, nn.Linear(3, 1)), loader(tiny[1]))
     with pytest.raises(InputError, match=r"the data is 'Tensor torch.float32 .*'; it has to be Images"):
         call(model, torch.zeros(2, 3, 32, 32))
 

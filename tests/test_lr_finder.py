@@ -174,7 +174,9 @@ def test_the_curve_is_the_seeds_and_the_bar_plain_text(capsys, images, model):
 
 def test_sgd_and_a_network_without_normalisation_layers_get_half_of_the_rate(images, model):
     bare = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
-    for network, optimizer, share in ((bare, "sgd", 0.5), (bare, "adamw", 1), (model, "sgd", 1)):
+    weight_norm = nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(3 * 32 * 32, 10)))
+    cases = (bare, "sgd", 0.5), (weight_norm, "sgd", 0.5), (bare, "adamw", 1), (model, "sgd", 1)
+    for network, optimizer, share in cases:
         found = find_lr(network, images, RECIPE.replace(optimizer=optimizer), steps=60)
         whole = read_curve(found.curve.lr, found.curve.loss, found.curve.guess)
         assert found.lr_max == pytest.approx(share * whole.lr_max) and 10 * found.lr_min <= found.lr_max * (1 + 1e-9)
@@ -200,9 +202,11 @@ def test_a_dataloader_with_adamw(device, images, model):
 
 
 def test_parameter_groups_keep_the_ratio_of_their_rates(monkeypatch, images, model):
+    first = set(model[1].parameters())  # of the model itself, though a copy is trained
+
     def make(parameters):
-        first, *others = parameters
-        return torch.optim.SGD([{"params": [first], "lr": 0.1}, {"params": others}], lr=1.0, momentum=0.9)
+        parts = [p for p in model.parameters() if p in first], [p for p in parameters if p not in first]
+        return torch.optim.SGD([{"params": parts[0], "lr": 0.1}, {"params": parts[1]}], lr=1.0, momentum=0.9)
 
     rates, take = [], lr_finder.step
     note = lambda n, o, *rest: rates.append([g["lr"] for g in o.param_groups]) or take(n, o, *rest)  # noqa: E731
@@ -210,6 +214,9 @@ def test_parameter_groups_keep_the_ratio_of_their_rates(monkeypatch, images, mod
     lr = find_lr(model, images, RECIPE.replace(optimizer=make), steps=60).curve.lr
     assert lr[0] == 1e-3  # SGD's range, also of one's own SGD
     np.testing.assert_allclose(rates[: len(lr)], np.stack([lr / 10, lr], 1))
+    before = model[1].weight.clone()
+    find_lr(model, images, RECIPE.replace(optimizer=torch.optim.Adagrad), lr_end=1.0)  # it begins with a state
+    assert model[1].weight.equal(before)
 
 
 # What is kept

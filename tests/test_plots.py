@@ -1,6 +1,7 @@
 """The figures: each shows the data it was given, and leaves everybody else's alone."""
 
 import io
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -127,6 +128,8 @@ def test_the_range_test_marks_both_rates_and_says_why(curve):
     for key in ("lr_min", "lr_max"):
         assert f"{key.upper()} = {getattr(curve, key):.3g}" in text and f"{key.upper()}: {curve.reasons[key]}" in text
     assert "ln 10 = 2.30" in text
+    low, high = plots.lr_range(replace(curve, lr_min=1e-5, lr_max=99)).axes[0].get_xlim()
+    assert low < 1e-5 and high > 99  # rates that were given may lie outside
 
 
 def test_applied_works_the_plan_out_again(run):

@@ -41,11 +41,11 @@ def test_compared_leaves_out_how_it_is_computed():
 
 
 def test_numpys_numbers_become_pythons():
-    recipe = Recipe(batch_size=np.int64(8), momentum=np.float32(0.5), weight_decay=np.float64(0.1), ema=1)
-    assert [type(value) for value in (recipe.batch_size, recipe.momentum, recipe.weight_decay)] == [int, float, float]
+    recipe = Recipe(batch_size=np.int64(8), momentum=np.float32(0.5), ema=1)
+    assert [type(value) for value in (recipe.batch_size, recipe.momentum, recipe.ema)] == [int, float, float]
     weight = nn.Parameter(torch.ones(2))
-    own = Recipe(optimizer=lambda p: torch.optim.SGD(p, np.float64(0.1))).make_optimizer([weight])
-    assert type(own.param_groups[0]["lr"]) is float
+    own = Recipe(optimizer=lambda p: torch.optim.Adam(p, betas=tuple(np.array([0.9, 0.99])))).make_optimizer([weight])
+    assert [type(beta) for beta in own.param_groups[0]["betas"]] == [float, float]
 
 
 def test_the_optimizer_has_what_is_not_frozen_and_no_momentum_yet():
@@ -67,5 +67,14 @@ def test_loss_is_cross_entropy_or_the_criterion():
     expected = -(target * logits.log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(Recipe(label_smoothing=0.2).loss(logits, y), expected)
     assert Recipe(criterion=lambda logits, y: logits.sum() + 7).loss(logits, y) == logits.sum() + 7
+    for options, words in (
+        (
+            {"criterion": nn.CrossEntropyLoss(), "label_smoothing": 0.1},
+            r"label_smoothing is 0\.1; .* beside a criterion",
+        ),
+        ({"criterion": nn.Linear(3, 1)}, "the number of parameters in criterion is 2"),
+    ):
+        with pytest.raises(InputError, match=words):
+            Recipe(**options)
     with pytest.raises(InputError, match=r"what the criterion gives is 'Tensor torch.float32 \(5, 3\)'.*mean loss"):
         Recipe(criterion=lambda logits, y: logits).loss(logits, y)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from eva_utils import (
     Augment,
@@ -23,6 +23,7 @@ from eva_utils import (
     OneCycle,
     Recipe,
     ResNet9,
+    StepDecay,
     digits,
     evaluate,
     find_lr,
@@ -209,7 +210,7 @@ def test_an_overflow_skips_the_step_and_the_schedule_waits(train, monkeypatch):
 
 def test_history_has_a_row_an_epoch(train):
     rows = []
-    run = train(on_epoch=rows.append)
+    run = train(on_epoch=lambda row: rows.append(dict(row)) or row.clear())
     assert [row["epoch"] for row in run.history] == [1, 2, 3] and rows == run.history
     for row in run.history:
         counts = [BATCH] * (STEPS - 1) + [32 - BATCH * (STEPS - 1)]  # each image counts once
@@ -298,6 +299,8 @@ def test_a_network_may_have_a_child_named_module_and_keep_tensors(cnn, train, tm
     model = Odd(cnn()).eval()
     train(model, folder=tmp_path)
     assert model.modes.count(True) == SCHEDULE.epochs * STEPS
+    with pytest.raises(InputError, match=r"the model cannot be copied .* or make it anew"):
+        train(model, folder=tmp_path)
 
 
 def test_volumes_and_a_schedule_that_ends_before_its_last_epoch():
@@ -314,6 +317,24 @@ def test_volumes_and_a_schedule_that_ends_before_its_last_epoch():
     assert rates == [0.1, 0.1, 0.01, 0.01]
     with contextlib.suppress(InputError):  # noise has no curve to read
         find_lr(model, data, RECIPE)
+
+
+class Categories(nn.Embedding):
+    """It takes whole numbers up to 4 alone, and tells more of its state than tensors."""
+
+    def forward(self, x):
+        return super().forward(x.long()).mean((1, 2, 3))
+
+    def get_extra_state(self):
+        return {"version": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_a_network_that_takes_only_what_its_data_have(tmp_path):
+    data = [(torch.randint(5, (4, 3, 2, 2)).float(), torch.tensor([0, 1, 2, 0]))] * 2
+    fit(Categories(5, 3), data, data, SCHEDULE, RECIPE, folder=tmp_path)
 
 
 def test_an_autocast_around_it_makes_no_difference(train):
@@ -469,6 +490,13 @@ def closed_over(momentum: float) -> dict:
     return {"optimizer": lambda parameters: torch.optim.SGD(parameters, momentum=momentum)}
 
 
+FACTOR = 1.0
+
+
+def scaled_by_a_global(logits, y):
+    return FACTOR * nn.functional.cross_entropy(logits, y)
+
+
 class Scaled:
     def __init__(self, factor: float) -> None:
         self.factor = factor
@@ -498,11 +526,21 @@ def test_what_has_the_same_repr_or_weights_is_another_run(first, second, change,
     assert there == again != identity(model, tiny[0], RECIPE.replace(**second))
 
 
-def test_a_loader_with_another_transform_is_another_run(tiny, cnn):
+def test_a_policy_that_differs_at_the_end_is_another_one(tiny, cnn):
+    first, second = (StepDecay(30, 0.1, milestones=milestones) for milestones in ((), (0.99,)))
+    there, here = (identity(cnn(), tiny[0], RECIPE, schedule=schedule) for schedule in (first, second))
+    assert run_module.differences(there, here).startswith("  policy.rates")
+
+
+def test_a_loader_with_another_transform_or_a_global_with_another_value_is_another_run(tiny, cnn, monkeypatch):
     data = batches(tiny[0])
-    there, again = (identity(cnn(), data, RECIPE) for _ in range(2))
-    data.dataset.transform = nn.Identity()
-    assert there == again != identity(cnn(), data, RECIPE)
+    data = DataLoader(Subset(data.dataset, range(8)), batch_size=4)
+    recipe = RECIPE.replace(criterion=scaled_by_a_global)
+    there, again = (identity(cnn(), data, recipe) for _ in range(2))
+    data.dataset.dataset.transform = nn.Identity()
+    assert there == again != (here := identity(cnn(), data, recipe))
+    monkeypatch.setitem(globals(), "FACTOR", 2.0)
+    assert identity(cnn(), data, recipe) != here
 
 
 def test_a_compiled_networks_weights_are_its_own(cnn, train, tmp_path):

@@ -21,6 +21,7 @@ GREY = "0.35"
 STYLE = {key: value for key, value in sns.axes_style("whitegrid").items() if not key.startswith("font.")} | {
     "grid.color": ".9", "axes.edgecolor": ".6", "axes.spines.top": False, "axes.spines.right": False,
     "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 11,
+    "font.size": 10, "xtick.labelsize": 10, "ytick.labelsize": 10, "grid.linewidth": 0.8, "axes.linewidth": 0.8,
     "text.parse_math": False, "text.usetex": False,  # the names of classes: "5$ or 10$" is no formula
     "figure.titlesize": 13, "figure.titleweight": "bold", "legend.frameon": False, "legend.fontsize": 10,
 }  # fmt: skip

@@ -118,7 +118,7 @@ def lr_range(rates, *, ax=None) -> Figure:
         ax.axvline(lr, color=color, lw=1.5, ls="--")
         beside(ax, f"{name} = {lr:.3g}", (lr, 1), (0, 9), ("data", "axes fraction"), c=color, ha=side, weight="bold")
     # The blow-up is what LR_MAX has to stay clear of, so it is shown, but it must not flatten the valley.
-    fall, right = start - valley, 1.05 * curve.lr[-1]
+    fall, right = start - valley, 1.05 * max(curve.lr[-1], rates.lr_max)  # a rate that was given may lie outside
     bottom, top = curve.smooth.min() - 0.15 * fall, min(curve.smooth.max() + 0.3 * fall, start + 1.5 * fall)
     if bottom < curve.guess < top:
         ax.axhline(curve.guess, color=GREY, lw=0.8, ls="--")
@@ -131,7 +131,7 @@ def lr_range(rates, *, ax=None) -> Figure:
         xlabel="learning rate (log scale)",
         ylabel=f"loss{' (nats)' * bool(np.isfinite(curve.guess))}: each step, and smoothed",
     )
-    ax.set(xlim=(curve.lr[0] / 1.6, right), ylim=(bottom, top))
+    ax.set(xlim=(min(curve.lr[0], rates.lr_min) / 1.6, right), ylim=(bottom, top))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4 if whole else 2, fontsize=9)
     if whole:
