@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import multiprocessing
 import os
-import random
 import signal
 
 import albumentations as A
@@ -17,9 +16,6 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Te
 from eva_utils import Augment, Images, InputError, Recipe
 from eva_utils import batches as batches_module
 from eva_utils.batches import plain_batches, seed_for
-
-# Python 3.12 and later warn of every fork of a process with threads, which torch's always is.
-pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 
 ENGINES = [{"engine": "batch"}, *({"engine": "albumentations", "workers": workers} for workers in (0, 2))]
 every_engine = pytest.mark.parametrize("engine", ENGINES, ids=["batch", "albumentations", "2 workers"])
@@ -103,18 +99,6 @@ def test_epoch_is_a_function_of_seed_and_number(engine):
     assert not torch.equal(other[1], second[1]), "5 + 1 is not 6 + 0"
 
 
-@every_engine
-def test_global_random_numbers_are_left_alone(engine):
-    """Theirs to seed, and theirs to spoil: neither does an epoch move them nor do they move an epoch."""
-    torch.manual_seed(1), np.random.seed(1), random.seed(1)
-    before = torch.get_rng_state(), str(np.random.get_state(legacy=False)), random.getstate()
-    expected = whole(loader(noise(9), Augment(), 4, **engine), 0)
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert (str(np.random.get_state(legacy=False)), random.getstate()) == before[1:]
-    torch.manual_seed(2), np.random.seed(2), random.seed(2)
-    assert same(whole(loader(noise(9), Augment(), 4, **engine), 0), expected)
-
-
 def test_pipeline_of_ones_own():
     """It takes the second engine without being told, with what it draws from our seed."""
     images = noise(10)
@@ -127,13 +111,6 @@ def test_pipeline_of_ones_own():
     ]
     assert 0 < sum(flipped) < 10  # those whose brightness stayed
     assert same(whole(loader(images, own, 4, workers=0), 0), (x, y))
-
-
-def test_what_does_not_fit_the_images_is_named_with_its_value():
-    with pytest.raises(InputError, match="batch_size is 11; it has to be between 1 and the 10 training images"):
-        loader(noise(10), None, 11)
-    with pytest.raises(InputError, match="padding is 12;"):
-        loader(noise(10), Augment(padding=12), 4)
 
 
 @pytest.mark.parametrize(("steps", "message"), [

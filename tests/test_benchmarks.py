@@ -1,6 +1,5 @@
-"""The benchmarks' own arithmetic, that each of them runs at the size of a toy, and the tables in the pages."""
+"""The benchmarks' own arithmetic, and that each of them runs at the size of a toy."""
 
-import importlib.util
 import json
 import math
 import re
@@ -225,15 +224,3 @@ def test_the_rule_is_the_one_that_was_judged():
         setting = lr_finder.Setting(**{key: row[key] for key in keys})
         assert lr_finder.pairs(rows, setting, row["seed"])["eva_utils"] == pytest.approx((row["lr_min"], row["lr_max"]))
     assert len(trained) > 40
-
-
-def test_the_pages_hold_the_tables_that_were_measured():
-    spec = importlib.util.spec_from_file_location("update_tables", ROOT / "tools/update_tables.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    found = set()
-    for name in tool.PAGES:
-        page = (ROOT / name).read_text(encoding="utf8")
-        found |= {match[2] for match in tool.MARKERS.finditer(page)}
-        assert tool.updated(page) == page, name
-    assert found == set(tool.TABLES)

@@ -9,9 +9,7 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-from PIL import Image
 
 import eva_utils
 from eva_utils import cli, plots, predict
@@ -68,19 +66,6 @@ def finished(tmp_path_factory):
 def copied(finished, tmp_path):
     """The same, to be changed."""
     return shutil.copytree(finished, tmp_path / "copy")
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """A folder of photos of ten sizes, in three classes, not split."""
-    random = np.random.default_rng(0)
-    for i, name in enumerate(("blue", "green", "red")):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for k in range(10):
-            pixels = random.integers(0, 150, (20, 24 + k, 3), np.uint8)
-            pixels[..., 2 - i] += 100
-            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{k}.png")
-    return tmp_path / "photos"
 
 
 # train
@@ -217,7 +202,8 @@ def test_cycle_draws_three_pictures(tmp_path):
         (["--epochs", "0"], "epochs is 0"),
         (["--epochs", "9" * 400], "epochs is 999"),
         (["--width", "0"], "width is 0"),
-        (["--batch-size", "1438"], "batch_size is 1438"),
+        (["--batch-size", "1438"], "batch_size is 1438; it has to be between 1 and the 1,437 training images"),
+        (["--padding", "32"], "padding is 32; it has to be below the images' side, 32 pixels"),
         (["--peak-epoch", "2"], "peak_epoch is 2"),
         (["--lr-min", "0.2", "--lr-max", "0.1"], "lr_max is 0.1"),
         (["--seed", "9" * 30], "seed is 999"),

@@ -1,5 +1,6 @@
 """Device, number format, random numbers, and the memory of a step that failed."""
 
+import contextlib
 import weakref
 
 import pytest
@@ -11,14 +12,28 @@ from eva_utils.device import DTYPES, choose_device, choose_precision
 RECIPE = Recipe(batch_size=8, precision="fp32", device="cpu")
 
 
+@pytest.mark.parametrize("call", ["fit", "find_lr"])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_the_network_computes_in_the_precision_asked_for(precision, tiny, cnn):
+def test_a_step_is_in_the_precision_asked_for_and_channels_last_but_its_loss_in_fp32(precision, call, tiny, cnn):
     seen, model = [], cnn()
-    model[0].register_forward_hook(lambda module, inputs, output: seen.append((module.training, output.dtype)))
-    run = fit(model, *tiny, OneCycle(1, 0.5, 0.01, 0.1), RECIPE.replace(precision=precision))
-    first = [training for training, _ in seen].index(True)  # before: what the network computes, in fp32, to know it by
-    assert set(seen[first:]) == {(mode, DTYPES[precision]) for mode in (True, False)}
-    assert run.results["precision"] == precision
+
+    def note(conv, inputs, output):
+        memory = {t.is_contiguous(memory_format=torch.channels_last) for t in (conv.weight, *inputs)}
+        seen.append((conv.training, output.dtype, *memory))
+
+    def criterion(logits, y):
+        assert logits.dtype == torch.float32
+        return torch.nn.functional.cross_entropy(logits, y)
+
+    model[0].register_forward_hook(note)  # in the copy that find_lr trains, too
+    recipe = RECIPE.replace(precision=precision, criterion=criterion)
+    if call == "fit":
+        assert fit(model, *tiny, OneCycle(1, 0.5, 0.01, 0.1), recipe).results["precision"] == precision
+    else:
+        with contextlib.suppress(InputError):  # noise has no curve to read
+            find_lr(model, tiny[0], recipe)
+    first = [training for training, *_ in seen].index(True)  # before: what the network computes, in fp32, to know it by
+    assert set(seen[first:]) == {(mode, DTYPES[precision], True) for mode in (True, call == "find_lr")}
 
 
 @pytest.mark.parametrize(("capability", "best"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])

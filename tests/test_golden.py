@@ -6,7 +6,6 @@ Another CPU sums in another order, so the test compares to four digits.
 """
 
 import json
-import tempfile
 import zlib
 from pathlib import Path
 
@@ -44,7 +43,7 @@ def sums(model: torch.nn.Module) -> list[float]:
     return [float(value.double().abs().sum()) for value in model.state_dict().values()]
 
 
-def run(folder: Path) -> dict:
+def measure(folder: Path) -> dict:
     train, test = eva.digits()
     torch.manual_seed(0)
     model = eva.ResNet9(width=8)
@@ -54,6 +53,7 @@ def run(folder: Path) -> dict:
     wrong = eva.misclassified(trained.ema, test).pick(3)
     cams = eva.gradcam(trained.ema, wrong)
     return {
+        "batches": batches(),
         "range test": {"lr": rates.curve.lr.tolist(), "loss": rates.curve.loss.tolist()},
         "rates": [rates.lr_min, rates.lr_max],
         "applied": [step["applied"] for step in trained.steps],
@@ -67,11 +67,6 @@ def run(folder: Path) -> dict:
     }
 
 
-def measure() -> dict:
-    with tempfile.TemporaryDirectory() as folder:
-        return {"batches": batches(), **run(Path(folder))}
-
-
 def flat(value, path=""):
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
     if items is None:
@@ -79,8 +74,8 @@ def flat(value, path=""):
     return {k: v for key, item in items for k, v in flat(item, f"{path}/{key}").items()}
 
 
-def test_nothing_has_changed(capsys):
-    golden, now = flat(json.loads(GOLDEN.read_text())), flat(json.loads(json.dumps(measure())))
+def test_nothing_has_changed(tmp_path):
+    golden, now = flat(json.loads(GOLDEN.read_text())), flat(json.loads(json.dumps(measure(tmp_path))))
     assert golden.keys() == now.keys()
     for key, value in golden.items():
         assert now[key] == (pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value), key
@@ -89,8 +84,9 @@ def test_nothing_has_changed(capsys):
 if __name__ == "__main__":
     import contextlib
     import io
+    import tempfile
 
     torch.set_num_threads(1)
-    with contextlib.redirect_stdout(io.StringIO()):
-        measured = measure()
+    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
+        measured = measure(Path(folder))
     print(json.dumps(measured, indent=1))

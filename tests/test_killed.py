@@ -8,10 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from eva_utils import load_model
 from eva_utils.run import read_csv, read_json, read_tensors
@@ -87,23 +85,11 @@ def test_killed_again_and_again_it_ends_like_an_undisturbed_run(session, tmp_pat
 # The command
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory) -> Path:
-    """A folder of small images in two classes."""
-    folder, noise = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for channel, name in enumerate(("ant", "bee")):
-        (folder / name).mkdir()
-        for i in range(20):
-            pixels = noise.integers(0, 200, (8, 8, 3), np.uint8)
-            pixels[..., channel] += 50
-            Image.fromarray(pixels).save(folder / name / f"{i}.png")
-    return folder
-
-
 def command(photos: Path, out: Path, *flags: str) -> list[str]:
     return [
-        "train", "--data", str(photos), "--out", str(out), "--width", "2", "--epochs", "3", "--peak-epoch", "1",
-        "--batch-size", "8", "--padding", "1", "--cutout", "2", "--precision", "fp32", "--device", "cpu", *flags,
+        "train", "--data", str(photos), "--size", "8", "--out", str(out), "--width", "2", "--epochs", "3",
+        "--peak-epoch", "1", "--batch-size", "8", "--padding", "1", "--cutout", "2", "--precision", "fp32",
+        "--device", "cpu", *flags,
     ]  # fmt: skip
 
 

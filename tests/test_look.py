@@ -12,7 +12,6 @@ from PIL import Image
 from torch import nn
 
 from eva_utils import InputError, OneCycle, Recipe, ResNet9, confusion, find_lr, fit, gradcam, look, misclassified
-from eva_utils.augment import normalize
 from eva_utils.look import classify, evaluate, load_model, predict
 
 RECIPE = Recipe(batch_size=8, augment=None, precision="fp32", device="cpu")
@@ -29,16 +28,6 @@ def model(cnn):
     return model
 
 
-@pytest.fixture
-def probabilities(tiny):
-    """Of a model that is right now and then."""
-    return torch.rand(len(tiny[0]), 3).softmax(1)
-
-
-def modes(model: nn.Module) -> list[bool]:
-    return [module.training for module in model.modules()]
-
-
 def logits_by_hand(model, images, mirrored: bool = False) -> torch.Tensor:
     """One image after the other, in the plainest way."""
     model, out = copy.deepcopy(model).eval(), []
@@ -46,11 +35,6 @@ def logits_by_hand(model, images, mirrored: bool = False) -> torch.Tensor:
         x = ((pixels / 255 - torch.tensor(images.mean)) / torch.tensor(images.std)).permute(2, 0, 1)
         out.append(model((x.flip(2) if mirrored else x)[None])[0].detach())
     return torch.stack(out)
-
-
-def loader(images, batch: int = 5) -> torch.utils.data.DataLoader:
-    pairs = torch.utils.data.TensorDataset(normalize(images.pixels, images.mean, images.std), images.labels)
-    return torch.utils.data.DataLoader(pairs, batch_size=batch)
 
 
 # predict and evaluate
@@ -73,34 +57,27 @@ def test_predict_and_evaluate_against_the_same_by_hand(batch, tta, model, tiny, 
     assert metrics.loss == pytest.approx(loss.item(), rel=1e-4)
 
 
-def test_a_dataloader_is_evaluated_like_its_images(model, tiny):
-    ours, theirs = (evaluate(model, data, precision="fp32") for data in (tiny[1], loader(tiny[1])))
+def test_a_dataloader_is_evaluated_like_its_images(model, tiny, batches):
+    ours, theirs = (evaluate(model, data, precision="fp32") for data in (tiny[1], batches(tiny[1])))
     assert (theirs.n, theirs.correct, theirs.loss) == (12, ours.correct, pytest.approx(ours.loss, rel=1e-5))
-    torch.testing.assert_close(predict(model, loader(tiny[1])), predict(model, tiny[1]))
+    torch.testing.assert_close(predict(model, batches(tiny[1])), predict(model, tiny[1]))
 
 
 @pytest.mark.parametrize("call", [predict, evaluate])
-def test_the_model_is_left_as_it_was_also_after_an_error(call, model, tiny, monkeypatch):
-    before, rng = modes(model), torch.get_rng_state()
-    state = {key: value.clone() for key, value in model.state_dict().items()}
+def test_the_model_is_left_as_it_was_also_after_an_error(call, model, state, tiny, monkeypatch):
+    before, calls = state(model), itertools.count(1)
     call(model, tiny[1], tta=True)
+    assert state(model) == before and len(set(before["modes"])) == 2
     monkeypatch.setattr(look, "BATCH", 2)
-    batches = itertools.count(1)
 
     def fails(*_):
-        if next(batches) == 2:
+        if next(calls) == 2:
             raise RuntimeError("out of luck")
 
-    model.register_forward_pre_hook(fails)
     # Kept in a variable, as a notebook keeps the last traceback: no local variable in it may be what holds a mode.
-    with pytest.raises(InputError, match="out of luck") as caught:
+    with model.register_forward_pre_hook(fails), pytest.raises(InputError, match="out of luck") as caught:
         call(model, tiny[1], precision="bf16")
-    assert caught.tb is not None
-    assert modes(model) == before and len(set(before)) == 2
-    assert all(value.equal(state[key]) for key, value in model.state_dict().items())
-    assert torch.get_rng_state().equal(rng) and all(p.grad is None for p in model.parameters())
-    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-    assert not torch.is_autocast_enabled("cpu")
+    assert caught.tb is not None and state(model) == before
 
 
 def test_a_network_of_other_classes_is_refused_by_all_alike(cnn, tiny):
@@ -111,22 +88,22 @@ def test_a_network_of_other_classes_is_refused_by_all_alike(cnn, tiny):
             call()
 
 
-def test_images_with_labels_of_their_classes_are_asked_for_by_all_alike(model, tiny):
+def test_images_with_labels_of_their_classes_are_asked_for_by_all_alike(model, tiny, batches):
     images = tiny[1]
     for call in (confusion, misclassified, gradcam):
         with pytest.raises(InputError, match=r"^the data is 'DataLoader'; it has to be Images"):
-            call(model, loader(images))
+            call(model, batches(images))
     for call in (confusion, misclassified):
         with pytest.raises(InputError, match=r"^the shape of probabilities is \(4, 3\); it has to be \(12, 3\)$"):
             call(model, images, torch.zeros(4, 3))
     wrong = dataclasses.replace(images, labels=images.labels + 1)
-    for call, data in ((evaluate, loader(wrong)), (evaluate, wrong), (confusion, wrong), (gradcam, wrong)):
+    for call, data in ((evaluate, batches(wrong)), (evaluate, wrong), (confusion, wrong), (gradcam, wrong)):
         with pytest.raises(InputError, match=r"the range of labels is .* within 0 and 2, for 3 classes"):
             call(model, data)
 
 
 @pytest.mark.parametrize("call", [predict, evaluate])
-def test_what_is_no_data_and_what_are_no_logits_is_refused(call, model, tiny):
+def test_what_is_no_data_and_what_are_no_logits_is_refused(call, model, tiny, batches):
     with pytest.raises(InputError, match=r"cannot take a batch of \(12, 3, 16, 16\): .*expected input"):
         call(nn.Conv2d(4, 4, 1), tiny[1])
     with pytest.raises(InputError, match=r"the model gives Tensor torch.* \(12, 3, 16, 16\); it has to give"):
@@ -136,7 +113,7 @@ def test_what_is_no_data_and_what_are_no_logits_is_refused(call, model, tiny):
     with pytest.raises(InputError, match="the model gives probabilities"):
         call(nn.Sequential(model, nn.Softmax(1)), tiny[1])
     with pytest.raises(InputError, match="number of the model's outputs is 1"):
-        call(nn.Sequential(model, nn.Linear(3, 1)), loader(tiny[1]))
+        call(nn.Sequential(model, nn.Linear(3, 1)), batches(tiny[1]))
     with pytest.raises(InputError, match=r"the data is 'Tensor torch.float32 .*'; it has to be Images"):
         call(model, torch.zeros(2, 3, 32, 32))
 
@@ -144,8 +121,9 @@ def test_what_is_no_data_and_what_are_no_logits_is_refused(call, model, tiny):
 # Confusions and mistakes
 
 
-def test_confusion_and_recall_are_counted(tiny, probabilities):
+def test_confusion_and_recall_are_counted(tiny):
     images, expected = tiny[0], np.zeros((3, 3), int)
+    probabilities = torch.rand(len(images), 3).softmax(1)  # of a model that is right now and then
     for true, row in zip(images.labels.tolist(), probabilities.tolist(), strict=True):
         expected[true, row.index(max(row))] += 1
     result = confusion(None, images, probabilities)
@@ -157,8 +135,8 @@ def test_confusion_and_recall_are_counted(tiny, probabilities):
     assert result.recall == {"bee": 0}
 
 
-def test_misclassified_are_those_whose_label_is_not_the_likeliest(tiny, probabilities):
-    images = tiny[0]
+def test_misclassified_are_those_whose_label_is_not_the_likeliest(tiny):
+    images, probabilities = tiny[0], torch.rand(len(tiny[0]), 3).softmax(1)
     wrong = misclassified(None, images, probabilities)
     expected = [i for i in range(len(images)) if probabilities[i].argmax() != images.labels[i]]
     assert 0 < len(expected) < len(images) and wrong.index.tolist() == expected
@@ -208,8 +186,8 @@ def test_a_network_of_ones_own_is_given(cnn, tiny, tmp_path):
         load_model(tmp_path, cnn(outputs=5))
 
 
-def test_a_run_that_was_trained_on_a_loader_knows_no_classes(cnn, tiny, tmp_path):
-    fit(cnn(), loader(tiny[0]), loader(tiny[1]), POLICY, RECIPE, folder=tmp_path)
+def test_a_run_that_was_trained_on_a_loader_knows_no_classes(cnn, tiny, batches, tmp_path):
+    fit(cnn(), *map(batches, tiny), POLICY, RECIPE, folder=tmp_path)
     with pytest.raises(InputError, match="was trained on a loader, so it knows neither classes"):
         classify(tmp_path, "0.png", model=cnn())
 

@@ -1,8 +1,6 @@
 """The range test: the rates are where a known curve has them, it takes the training's step, and nothing outside
 feels it."""
 
-import random
-
 import numpy as np
 import pytest
 import torch
@@ -135,29 +133,16 @@ def test_the_losses_are_those_of_a_training_at_these_rates(monkeypatch, device, 
     assert there == pytest.approx(loss[:13].tolist(), rel=0 if device == "cpu" else 1e-3, abs=0)
 
 
-def test_nothing_is_touched(device, images, model):
+def test_nothing_is_touched(device, images, model, state):
     model[2].eval()  # a mode that model.train() or .eval() would not bring back
     model[1].bias.requires_grad_(False)
-
-    def state():
-        tensors = model.state_dict() | {"pixels": images.pixels, "labels": images.labels, "rng": torch.get_rng_state()}
-        if device == "cuda":
-            tensors["gpu"] = torch.cuda.get_rng_state()
-        return {
-            "bits": {key: value.numpy().tobytes() for key, value in tensors.items()},
-            "modes": [module.training for module in model.modules()],
-            "parameters": [(p.requires_grad, p.grad, p.stride()) for p in model.parameters()],
-            "numpy": [getattr(part, "tolist", lambda part=part: part)() for part in np.random.get_state()],
-            "random": random.getstate(),
-        }
-
-    before = state()
+    before, pixels, labels = state(model), images.pixels.clone(), images.labels.clone()
     plain = find_lr(model, images, RECIPE.replace(device=device), steps=40)
     for without_gradients in (torch.no_grad, torch.inference_mode):
         with without_gradients():
             found = find_lr(model, images, RECIPE.replace(device=device), steps=40)
         assert found.curve.loss.tolist() == pytest.approx(plain.curve.loss.tolist())
-    assert state() == before
+    assert state(model) == before and images.pixels.equal(pixels) and images.labels.equal(labels)
 
 
 def test_the_curve_is_the_seeds_and_the_bar_plain_text(capsys, images, model):
@@ -193,10 +178,10 @@ def test_a_regression(device):
     assert rates.curve.guess == np.inf  # nobody knows what a guess costs by this loss
 
 
-def test_a_dataloader_with_adamw(device, images, model):
-    pairs = torch.utils.data.TensorDataset(images.pixels.permute(0, 3, 1, 2) / 255, images.labels)
-    batches = torch.utils.data.DataLoader(pairs, batch_size=64, shuffle=True)
-    rates = find_lr(model, batches, RECIPE.replace(optimizer="adamw", device=device), steps=60)
+def test_a_dataloader_with_adamw(device, images, model, batches):
+    rates = find_lr(
+        model, batches(images, 64, shuffle=True), RECIPE.replace(optimizer="adamw", device=device), steps=60
+    )
     assert rates.lr_min < rates.lr_max < 0.1 and rates.curve.lr[0] == pytest.approx(1e-5)
     assert rates.curve.guess == pytest.approx(np.log(10))
 

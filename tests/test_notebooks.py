@@ -129,5 +129,7 @@ def test_a_notebook_is_a_page_that_github_shows(path):
     assert not any(re.search(r"^\s*(def|class) ", cell.source, re.MULTILINE) for cell in code)  # calls, no definitions
     outputs = [output for cell in code for output in cell.outputs]
     assert all(output.output_type != "error" for output in outputs)
-    assert any("image/png" in output.get("data", {}) for output in outputs)
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert pictures and all(picture.metadata["image/png"]["alt"] for picture in pictures)
+    assert not any("![](" in cell.source for cell in notebook.cells)
     assert "colab-badge.svg" in notebook.cells[0].source

@@ -32,11 +32,6 @@ def run(tiny, cnn):
     return eva.fit(cnn(), *tiny, OneCycle(3, 1, 0.01, 0.1), recipe)
 
 
-def images():
-    data = np.random.default_rng(0).integers(0, 256, (6, 16, 24, 3), dtype=np.uint8), [0, 1, 2, 0, 1, 2]
-    return eva.from_arrays(data, data, NAMES)[0]
-
-
 def torchs(policy):
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.01)
     return torch.optim.lr_scheduler.CyclicLR(optimizer, 0.01, policy.lr_max, step_size_up=40, cycle_momentum=False)
@@ -59,9 +54,9 @@ def follows(figure, policy) -> bool:
     return any(np.allclose(line.get_ydata(), policy(np.asarray(line.get_xdata()))) for line in long)
 
 
-def test_every_figure_is_saved_in_a_sane_size_and_leaves_no_trace(curve, run, tmp_path, monkeypatch):
+def test_every_figure_is_saved_in_a_sane_size_and_leaves_no_trace(curve, run, noise, state, tmp_path, monkeypatch):
     """Also without pyplot's figures, in the caller's style, and whatever the classes are called."""
-    few, model = images(), eva.ResNet9(3, 4)
+    few, model = replace(noise(6, 16, 24), classes=NAMES), eva.ResNet9(3, 4)
     figures = {
         "zigzag": lambda: plots.zigzag(ZIGZAG, annotate=True), "policies": lambda: plots.policies({"$": ZIGZAG}, 24),
         "schedule": lambda: plots.schedule(ONE_CYCLE), "annihilation": lambda: plots.annihilation(ONE_CYCLE),
@@ -75,9 +70,9 @@ def test_every_figure_is_saved_in_a_sane_size_and_leaves_no_trace(curve, run, tm
         "gradcam": lambda: plots.gradcam(eva.gradcam(model, few)),
     }  # fmt: skip
     assert {*figures, "save"} == set(plots.__all__)
-    style = dict(matplotlib.rcParams)
+    style, before = dict(matplotlib.rcParams), state(model)
     written = [plots.save(draw(), tmp_path / f"deeper/{name}.png") for name, draw in figures.items()]
-    assert dict(matplotlib.rcParams) == style and pyplot.get_fignums() == []
+    assert dict(matplotlib.rcParams) == style and pyplot.get_fignums() == [] and state(model) == before
     for file in written:
         with Image.open(file) as picture:
             assert 500 < picture.width < 2500 and 200 < picture.height < 2500, file.name
@@ -172,8 +167,8 @@ def test_photos_keep_their_colours():
     assert abs(shown - there).max(2).min(1).max() <= 32
 
 
-def test_captions_are_truthful():
-    few, model = images(), eva.ResNet9(3, 4)
+def test_captions_are_truthful(noise):
+    few, model = replace(noise(6, 16, 24), classes=NAMES), eva.ResNet9(3, 4)
     found = predictions(model, few)
     cams, others = eva.gradcam(model, few), eva.gradcam(model, few, classes=[(int(i) + 1) % 3 for i in found.predicted])
     for figure, explained in ((plots.misclassified(found), 0), (plots.gradcam(cams), 0), (plots.gradcam(others), 1)):

@@ -17,9 +17,8 @@ def imports(file: Path) -> set[str]:
             own |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
     if file.stem == "cli":  # it uses the public names as well
         return own | {eva_utils._MODULE_OF.get(name, name) for name in re.findall(r"\beva\.([a-zA-Z]\w+)", text)}
-    assert not re.search(r"^\s*(from|import) (eva_utils|benchmarks|tests|tools)", text, re.M), (
-        file
-    )  # else not seen here
+    unseen = re.search(r"^\s*(from|import) (eva_utils|benchmarks|tests|tools)", text, re.M)
+    assert not unseen, file
     return own - {"__version__"}
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import DataLoader, Subset
 
 from eva_utils import (
     Augment,
@@ -43,9 +43,6 @@ BATCH = 7  # does not divide the 32 images, so the last batch of an epoch is sma
 STEPS = 5  # an epoch
 RECIPE = Recipe(augment=Augment(padding=2, cutout=4), batch_size=BATCH, precision="fp32", device="cpu")
 TIMES = {"seconds", "seconds_train", "images_per_second"}
-# From Python 3.12 on, a process with threads (any with torch) is warned when it starts worker processes by fork.
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-engines = pytest.mark.parametrize(("engine", "workers"), [("batch", 0), ("albumentations", 2)])
 
 
 @pytest.fixture(autouse=True)
@@ -86,11 +83,6 @@ def at_step(number: int, model: nn.Module, act):
         return act(output) if module.training and next(calls) == number else None
 
     return model.register_forward_hook(hook)
-
-
-def batches(images, **options) -> DataLoader:
-    pixels = images.pixels.permute(0, 3, 1, 2) / 255
-    return DataLoader(TensorDataset(pixels, images.labels), batch_size=8, **options)
 
 
 # The schedule
@@ -160,31 +152,6 @@ def test_no_step_waits_for_the_device(tiny, cnn, device):
             trainer.epoch()
         counts.append(counted.waits)
     assert counts[0] == counts[1]
-
-
-@pytest.mark.parametrize("call", ["fit", "find_lr"])
-def test_channels_last_fused_and_a_loss_in_float32(call, tiny, cnn, monkeypatch):
-    seen, real = [], train_module.step
-
-    def step(network, optimizer, scaler, recipe, x, y, *more):
-        conv = next(p for p in network.parameters() if p.ndim == 4)
-        memory = all(t.is_contiguous(memory_format=torch.channels_last) for t in (conv, x))
-        seen.append((memory, optimizer.defaults["fused"], recipe.criterion is not None))
-        return real(network, optimizer, scaler, recipe, x, y, *more)
-
-    def criterion(logits, y):
-        assert logits.dtype == torch.float32
-        return nn.functional.cross_entropy(logits, y)
-
-    monkeypatch.setattr("eva_utils.train.step", step)
-    monkeypatch.setattr("eva_utils.lr_finder.step", step)
-    recipe = RECIPE.replace(precision="bf16", criterion=criterion)
-    if call == "fit":
-        fit(cnn(), *tiny, OneCycle(1, 0.5, 0.01, 0.1), recipe)
-    else:
-        with contextlib.suppress(InputError):  # noise has no curve to read
-            find_lr(cnn(), tiny[0], recipe)
-    assert set(seen) == {(True, True, True)}
 
 
 def test_an_overflow_skips_the_step_and_the_schedule_waits(train, monkeypatch):
@@ -343,7 +310,7 @@ def test_an_autocast_around_it_makes_no_difference(train):
         assert_same_run(train(precision="bf16", device="cpu"), expected)
 
 
-def test_a_stop_that_kills_the_callers_workers_is_a_stop(tiny, cnn):
+def test_a_stop_that_kills_the_callers_workers_is_a_stop(tiny, cnn, batches):
     class Loader(list):
         def __iter__(self):
             yield self[0]
@@ -354,7 +321,7 @@ def test_a_stop_that_kills_the_callers_workers_is_a_stop(tiny, cnn):
         fit(cnn(), Loader(batches(tiny[0])), tiny[1], SCHEDULE, RECIPE)
 
 
-def test_a_data_loader_and_adamw(tiny, cnn):
+def test_a_data_loader_and_adamw(tiny, cnn, batches):
     def run(seed):
         torch.manual_seed(seed)
         train, test = batches(tiny[0], shuffle=True), batches(tiny[1])
@@ -369,18 +336,15 @@ def test_a_data_loader_and_adamw(tiny, cnn):
 # Seeds
 
 
-@engines
-def test_a_seed_decides_everything(engine, workers, train):
-    def state():
-        return random.getstate(), str(np.random.get_state(legacy=False)), torch.get_rng_state().tolist()
-
+@pytest.mark.parametrize(("engine", "workers"), [("batch", 0), ("albumentations", 0), ("albumentations", 2)])
+def test_a_seed_decides_everything(engine, workers, train, state):
     runs = []
     for seed in (4, 4, 5):
         random.random(), np.random.random(), torch.rand(1)  # what the caller drew before decides nothing
-        before = state()
+        before = state(nn.Module())
         with torch.set_grad_enabled(len(runs) == 0):  # nor does whether gradients were switched off
             runs.append(train(seed=seed, engine=engine, workers=workers))
-        assert state() == before  # and the caller's random state is restored
+        assert state(nn.Module()) == before  # and the caller's random state is restored
     assert_same_run(runs[0], runs[1])
     assert not same(runs[0].model, runs[2].model)
 
@@ -388,22 +352,8 @@ def test_a_seed_decides_everything(engine, workers, train):
 # Stopped and gone on
 
 
-@engines
+@pytest.mark.parametrize(("engine", "workers"), [("batch", 0), ("albumentations", 2)])
 def test_a_stopped_run_goes_on_and_ends_like_an_undisturbed_one(engine, workers, cnn, train, tmp_path, capsys):
-    undisturbed, model = train(engine=engine, workers=workers), cnn()
-    ctrl_c = at_step(STEPS + 3, model, lambda output: signal.raise_signal(signal.SIGINT))
-    with ctrl_c, pytest.raises(KeyboardInterrupt):
-        train(model, engine=engine, workers=workers, folder=tmp_path)
-    assert "stopped in epoch 2 of 3; the same call goes on after epoch 1" in capsys.readouterr().out
-    assert len(read_csv(tmp_path / "history.csv")) == 1
-    # In the same notebook, with the model as it was left; and in another process, with another random state.
-    torch.manual_seed(99)
-    for again in (copy.deepcopy(model), cnn()):
-        assert_same_run(train(again, engine=engine, workers=workers, folder=tmp_path), undisturbed)
-    assert "finished, nothing to compute" in capsys.readouterr().out
-
-
-def test_a_signal_waits_for_the_end_of_the_step(cnn, train, tmp_path):
     model, taken, before = cnn(), [], signal.getsignal(signal.SIGTERM)
 
     def sgd(parameters):
@@ -411,14 +361,21 @@ def test_a_signal_waits_for_the_end_of_the_step(cnn, train, tmp_path):
         optimizer.register_step_post_hook(lambda *_: taken.append(1))
         return optimizer
 
-    expected = train(optimizer=sgd)
+    options = {"engine": engine, "workers": workers, "optimizer": sgd}
+    undisturbed = train(**options)
     taken.clear()
     kill = at_step(STEPS + 3, model, lambda output: signal.raise_signal(signal.SIGTERM))
     with kill, pytest.raises(KeyboardInterrupt) as stopped:
-        train(model, optimizer=sgd, folder=tmp_path)
-    assert (stopped.value.args, len(taken)) == ((signal.SIGTERM,), STEPS + 3)
+        train(model, **options, folder=tmp_path)
+    assert (stopped.value.args, len(taken)) == ((signal.SIGTERM,), STEPS + 3)  # that step was taken
     assert signal.getsignal(signal.SIGTERM) is before
-    assert_same_run(train(model, optimizer=sgd, folder=tmp_path), expected)
+    assert "stopped in epoch 2 of 3; the same call goes on after epoch 1" in capsys.readouterr().out
+    assert len(read_csv(tmp_path / "history.csv")) == 1
+    # In the same notebook, with the model as it was left; and in another process, with another random state.
+    torch.manual_seed(99)
+    for again in (copy.deepcopy(model), cnn()):
+        assert_same_run(train(again, **options, folder=tmp_path), undisturbed)
+    assert "finished, nothing to compute" in capsys.readouterr().out
 
 
 CALLS = {"write_tensors": 4, "write_csv": 5, "evaluate": 6}  # those of a whole run
@@ -445,13 +402,15 @@ def test_a_stop_in_the_first_epoch_or_while_it_saves_or_tests(function, call, cn
     assert read_csv(tmp_path / "lr.csv") == done.steps and len(read_csv(tmp_path / "history.csv")) == 3
 
 
-class RandomInEvalMode(nn.Sequential):
+class Sequential(nn.Sequential):
+    """Random in eval mode, too. Its layers look like those of torch's own."""
+
     def forward(self, x):
         return nn.functional.dropout(super().forward(x), 0.5)
 
 
 def test_a_finished_run_says_so_and_keeps_its_results(cnn, train, tmp_path, capsys):
-    finished = train(RandomInEvalMode(*cnn()), folder=tmp_path)
+    finished = train(Sequential(*cnn()), folder=tmp_path)
     again = train(finished.model, folder=tmp_path)  # the weights it ended with
     assert_same_run(again, finished)
     assert "finished, nothing to compute" in capsys.readouterr().out
@@ -462,18 +421,11 @@ def test_a_finished_run_says_so_and_keeps_its_results(cnn, train, tmp_path, caps
     assert not (tmp_path / "results.json").exists()  # it was another run's
 
 
-class Sequential(nn.Sequential):
-    """Its layers look like those of torch's own."""
-
-    def forward(self, x):
-        return 2 * super().forward(x)
-
-
 def test_another_run_is_refused_with_the_difference(cnn, train, tmp_path):
     train(folder=tmp_path)
     before = (tmp_path / "checkpoint.pt").read_bytes()
     for words, change in (
-        ("recipe.augment.cutout: 4 there, 0 here", {"augment": Augment(2, cutout=0)}),
+        (r":\n  recipe.augment.cutout: 4 there, 0 here\nchoose", {"augment": Augment(2, cutout=0)}),  # and no more
         ("first_weights.*make the model anew", {"model": cnn(5)}),
         ("what the network computes", {"model": Sequential(*cnn())}),
     ):
@@ -532,7 +484,7 @@ def test_a_policy_that_differs_at_the_end_is_another_one(tiny, cnn):
     assert run_module.differences(there, here).startswith("  policy.rates")
 
 
-def test_a_loader_with_another_transform_or_a_global_with_another_value_is_another_run(tiny, cnn, monkeypatch):
+def test_a_loader_with_another_transform_or_a_global_with_another_value_is_another_run(tiny, cnn, batches, monkeypatch):
     data = batches(tiny[0])
     data = DataLoader(Subset(data.dataset, range(8)), batch_size=4)
     recipe = RECIPE.replace(criterion=scaled_by_a_global)
@@ -580,7 +532,7 @@ def test_a_loss_that_is_not_finite_names_step_and_rate_and_keeps_the_checkpoint(
     assert_same_run(train(model, folder=tmp_path), train())
 
 
-def test_test_data_of_another_kind_are_refused(tiny, cnn):
+def test_test_data_of_another_kind_are_refused(tiny, cnn, batches):
     train, test = tiny
     for other in ({"classes": "abc"}, {"mean": (0.5, 0.4, 0.5)}, {"pixels": torch.zeros(12, 9, 9, 3).byte()}):
         with pytest.raises(InputError, match=r"^test is .* of the classes, size, mean and std of train"):
