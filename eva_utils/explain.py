@@ -52,8 +52,7 @@ def gradcam(
     Works on a copy, in fp32 with gradients on, whatever surrounds the call; the model keeps its mode, hooks, gradients.
     Raises ``InputError`` if no layer has such a name, or for one without feature maps or that is not used once.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # from the package's own imports
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # from the package's own imports
         from pytorch_grad_cam import GradCAM, HiResCAM
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 

@@ -17,7 +17,7 @@ from .device import choose_device, choose_precision, describe, keep_memory
 from .errors import InputError, check, kind
 from .keeper import Keeper, check_network, dataset_of, identity
 from .look import confusion, evaluate, predict
-from .processes import on_first, rank, stop_asked, stoppable, world_size
+from .processes import on_first, rank, stoppable, stopped, world_size
 from .recipe import Recipe
 from .run import CONFIG, RANGE, differences, exclusive, folder_of, plain, read_json, write_json
 from .train import Trainer
@@ -108,8 +108,8 @@ def fit(
         whole = callable(schedule) and getattr(schedule, "epochs", 0) in range(1, 10**6 + 1)
         check("schedule", schedule, whole, "a policy with a whole number of epochs, 1 or more, such as OneCycle")
         if isinstance(train, Images):
-            check_network(model, train, recipe)
-        batches = loader(train, recipe, device, outputs=check_network(model, test, recipe))
+            check_network(model, train)
+        batches = loader(train, recipe, device, outputs=check_network(model, test))
         settings = identity(model, train, recipe, test, schedule)
         mine = settings | {"precision": precision, "device": device.type}
         if changed := differences(on_first(lambda: mine)(), mine):  # machines may differ in their data
@@ -136,8 +136,8 @@ def fit(
                 if on_epoch and rank() == 0:
                     on_epoch(dict(row))
         except BaseException as error:
-            keeper.put_back()
-            if isinstance(error, KeyboardInterrupt) or stop_asked():
+            trainer.model.load_state_dict(keeper.weights)
+            if isinstance(error, KeyboardInterrupt) or stopped:
                 done = f"goes on after epoch {keeper.epochs}" if keeper.epochs else "starts over"
                 epoch = min(len(trainer.history) + 1, trainer.epochs)
                 print(f"\nstopped in epoch {epoch} of {trainer.epochs}; the same call {done}", flush=True)

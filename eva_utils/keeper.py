@@ -27,7 +27,7 @@ HINTS = {
 }
 
 
-def check_network(model: nn.Module, data, recipe: Recipe) -> int:
+def check_network(model: nn.Module, data) -> int:
     """How many outputs ``model`` has. Raises ``InputError`` unless it can be trained, on the classes of ``data``."""
     device_of(model)  # for its check
     parameters = list(model.parameters())
@@ -125,13 +125,9 @@ class Keeper:
         self.mark()
 
     def mark(self) -> None:
-        """The last checkpoint, or the beginning: when it was, after how many epochs, with which weights."""
+        """The last checkpoint, or the beginning: when, after how many epochs, and the weights to put back at a stop."""
         self.when, self.epochs = time.perf_counter(), len(self.trainer.history)
         self.weights = copy.deepcopy(self.trainer.model.state_dict())
-
-    def put_back(self) -> None:
-        """After a training that was stopped: the model as the last checkpoint has it, or as it came."""
-        self.trainer.model.load_state_dict(self.weights)
 
     def _stored(self, fresh: bool) -> dict | None:
         file = self.folder / run.CHECKPOINT

@@ -53,7 +53,7 @@ def find_lr(
     other first weights.
     """
     check("recipe", kind(recipe), isinstance(recipe, Recipe), "a Recipe, after the training data")
-    outputs = check_network(model, train, recipe)
+    outputs = check_network(model, train)
     optimizer = recipe.make_optimizer(model.parameters())
     low, high = (1e-3, 10.0) if isinstance(optimizer, torch.optim.SGD) else (1e-5, 0.1)
     start, end = low if lr_start is None else lr_start, high if lr_end is None else lr_end
@@ -78,10 +78,9 @@ def find_lr(
         guess = math.log(outputs)
         if recipe.criterion is not None:  # then what the labels are is its business: a regression's, say
             guess, outputs = math.inf, None
-        kinds = {
-            type(m) for m in model.modules() if not type(m).__module__.startswith("torch.nn.utils")
-        }  # weight_norm's
-        bare = isinstance(optimizer, torch.optim.SGD) and not any("Norm" in kind.__name__ for kind in kinds)
+        # weight_norm's modules, of torch.nn.utils, normalise weights.
+        names = [type(m).__name__ for m in model.modules() if not type(m).__module__.startswith("torch.nn.utils")]
+        bare = isinstance(optimizer, torch.optim.SGD) and not any("Norm" in name for name in names)
         curve = range_test(model, train, recipe, start, end, steps, outputs)
         gc.collect()  # the library leaves network and optimizer in circles
         found = read_curve(*curve, guess, BARE if bare else 1.0)
@@ -106,9 +105,12 @@ def range_test(model: nn.Module, train, recipe: Recipe, lr_start: float, lr_end:
     if device.type == "cpu":
         keep_memory()
     batches = loader(train, recipe, device, shard=(0, 1), outputs=outputs)
-    network = placed(copy.deepcopy(model), device)
-    set_train_mode(network, model)
-    optimizer = _optimizer(recipe, model, network)
+    twins = {}  # a function of the user's gets the model's parameters, which it may know one by one
+    network, optimizer = placed(copy.deepcopy(model, twins), device), recipe.make_optimizer(model.parameters())
+    vars(optimizer).update(copy.deepcopy(vars(optimizer), twins))  # and then has the copy's instead
+    for p, values in optimizer.state.items():  # SGD and Adagrad begin with some
+        values |= {key: torch.empty_like(p).copy_(v) for key, v in values.items() if getattr(v, "shape", 0) == p.shape}
+    set_train_mode(network)
 
     class Finder(library.LRFinder):
         def _train_batch(self, train_iter, accumulation_steps, non_blocking_transfer=True):
@@ -128,22 +130,6 @@ def range_test(model: nn.Module, train, recipe: Recipe, lr_start: float, lr_end:
     ):
         finder.range_test(endless, None, lr_start, lr_end, steps, smooth_f=0, diverge_th=STOPS)  # smoothing is ours
     return np.array(finder.history["lr"]), np.array(finder.history["loss"])
-
-
-def _optimizer(recipe: Recipe, model: nn.Module, network: nn.Module) -> torch.optim.Optimizer:
-    """For ``network``, a copy of ``model``. A function gets the model's parameters, which it may know one by one."""
-    if not callable(recipe.optimizer):
-        return recipe.make_optimizer(network.parameters())
-    optimizer = recipe.make_optimizer(model.parameters())
-    twin = dict(zip(model.parameters(), network.parameters(), strict=True))
-    state = [(twin[p], values) for p, values in optimizer.state.items()]  # Adagrad begins with some
-    optimizer.state.clear()
-    for p, values in state:
-        like = {key: torch.empty_like(p).copy_(v) for key, v in values.items() if getattr(v, "shape", 0) == p.shape}
-        optimizer.state[p] = values | like
-    for group in optimizer.param_groups:
-        group["params"] = [twin[p] for p in group["params"]]
-    return optimizer
 
 
 def _large(batches) -> Batches:

@@ -24,7 +24,7 @@ from .errors import InputError
 
 # One process may wait for another that finds rates or tests; torchrun ends those whose partner has died.
 PATIENCE = timedelta(hours=3)
-_stopped: list[int] = []  # the signals that came
+stopped: list[int] = []  # the signals that came
 
 
 @contextlib.contextmanager
@@ -36,8 +36,8 @@ def stoppable(between_steps: bool = False) -> Iterator[None]:
     """
 
     def handle(signum, frame) -> None:
-        _stopped.append(signum)
-        if not between_steps or len(_stopped) > 1:
+        stopped.append(signum)
+        if not between_steps or len(stopped) > 1:
             raise KeyboardInterrupt(signum)
 
     names = ("SIGINT", "SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
@@ -48,7 +48,7 @@ def stoppable(between_steps: bool = False) -> Iterator[None]:
         yield
         raise_if_stopped()
     except BaseException as error:
-        if _stopped or isinstance(error, (KeyboardInterrupt, torch.OutOfMemoryError)):
+        if stopped or isinstance(error, (KeyboardInterrupt, torch.OutOfMemoryError)):
             # A notebook keeps the error, and so the frames of all calls and the tensors in them: gigabytes that the
             # next try, with a smaller batch say, would have to do without.
             traceback.clear_frames(error.__traceback__)
@@ -57,18 +57,14 @@ def stoppable(between_steps: bool = False) -> Iterator[None]:
             raise_if_stopped()  # workers that got the same signal are not reported as crashed
         raise
     finally:
-        _stopped.clear()
+        stopped.clear()
         for signum, handler in before.items():
             signal.signal(signum, handler)
 
 
-def stop_asked() -> bool:
-    return bool(_stopped)
-
-
 def raise_if_stopped() -> None:
-    if _stopped:
-        raise KeyboardInterrupt(_stopped[0]) from None
+    if stopped:
+        raise KeyboardInterrupt(stopped[0]) from None
 
 
 def _in_group() -> bool:

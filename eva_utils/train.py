@@ -43,15 +43,15 @@ def set_rate(optimizer, rate: float, shares: list[float]) -> None:
         group["lr"] = rate * share
 
 
-def set_train_mode(model: nn.Module, like: nn.Module) -> None:
-    """Train mode, but for what the caller has frozen: layers in eval mode within ``like``, which is in train mode; of
-    one that is in eval mode as a whole, as after a training, what was frozen then, and BatchNorm of frozen weights."""
-    modules = [(name, module) for name, module in like.named_modules() if not module.training]
+def set_train_mode(model: nn.Module) -> None:
+    """Train mode, but for what the caller has frozen: layers in eval mode within a model in train mode; of one that is
+    in eval mode as a whole, as after a training, what was frozen then, and BatchNorm of frozen weights."""
+    modules = [(name, module) for name, module in model.named_modules() if not module.training]
     here = {name: [p.requires_grad for p in module.parameters()] for name, module in modules}
-    if like.training:
-        like._frozen_layers = here
-    stay = [name for name, grads in getattr(like, "_frozen_layers", {}).items() if here.get(name) == grads]
-    for name, module in () if like.training else like.named_modules():
+    if model.training:
+        model._frozen_layers = here
+    stay = [name for name, grads in getattr(model, "_frozen_layers", {}).items() if here.get(name) == grads]
+    for name, module in () if model.training else model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine and not module.weight.requires_grad:
             stay.append(name)
     model.train()
@@ -71,9 +71,9 @@ class Trainer:
         self.batches, self.schedule, self.recipe, self.precision = batches, schedule, recipe, precision
         self.device, self.epochs = batches.device, int(schedule.epochs)
         self.model = placed(model, self.device)
-        self.network = parallel(self.model)  # the model itself, or DDP around it
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
-        set_train_mode(self.model if self.network is self.model else self.network.module, self.model)
+        set_train_mode(self.model)
+        self.network = parallel(self.model)  # the model itself, or DDP around it or a copy in the same modes
         self.optimizer = recipe.make_optimizer(self.model.parameters())
         self.shares = ratios(self.optimizer)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")

@@ -215,7 +215,7 @@ def test_ctrl_c_leaves_no_partial_file(server, places, monkeypatch, tmp_path):
         raise KeyboardInterrupt
 
     places(["good"], "good")
-    monkeypatch.setattr(download, "_md5", interrupted)
+    monkeypatch.setattr(download, "calculate_md5", interrupted)
     with pytest.raises(KeyboardInterrupt):
         download.fetch_cifar10(tmp_path)
     assert listing(tmp_path) == []
