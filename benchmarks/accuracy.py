@@ -90,23 +90,22 @@ def pool_last(model: eva.ResNet9) -> eva.ResNet9:
 
 
 def per_image(images: eva.Images, padding: int, mirror: bool, *cutout):
-    """An albumentations pipeline: pad (with black or the mirrored edge), crop, flip, normalise, ``cutout``."""
+    """An albumentations pipeline: pad (with black or the mirrored edge), crop, flip, ``cutout``."""
     import albumentations as A
     import cv2
-    from albumentations.pytorch import ToTensorV2
 
     pad = A.Pad(padding, border_mode=cv2.BORDER_REFLECT_101 if mirror else cv2.BORDER_CONSTANT, fill=0)
     crop = A.RandomCrop(*images.pixels.shape[1:3])
-    return A.Compose([
-        pad, crop, A.HorizontalFlip(p=0.5), A.Normalize(images.mean, images.std), *cutout, ToTensorV2()
-    ])  # fmt: skip
+    return A.Compose([pad, crop, A.HorizontalFlip(p=0.5), *cutout])
 
 
-def holes(count: int, p: float = 1.0):
-    """``count`` Cutout holes of 8 x 8 pixels, all or none of them, with probability ``p``; wholly inside the image."""
+def holes(images: eva.Images, count: int, p: float = 1.0):
+    """``count`` Cutout holes of 8 x 8 pixels, all or none of them, with probability ``p``; wholly inside the image.
+    They have the mean colour of ``images``."""
     import albumentations as A
 
-    return A.CoarseDropout((count, count), hole_height_range=(8, 8), hole_width_range=(8, 8), fill=0, p=p)
+    mean = tuple(round(255 * value) for value in images.mean)
+    return A.CoarseDropout((count, count), hole_height_range=(8, 8), hole_width_range=(8, 8), fill=mean, p=p)
 
 
 # Recipes: each gets a Job and returns (model, schedule, Recipe).
@@ -135,7 +134,7 @@ def ours(job: Job, end: float | None = None, logit_scale: float = 0.125, black: 
     end: put annihilation back, down to this rate. black: pad with it, image by image. changes: of the ``Recipe``.
     """
     if black:
-        changes["augment"] = per_image(job.train, 4, False, holes(1))
+        changes["augment"] = per_image(job.train, 4, False, holes(job.train, 1))
     model, recipe = job.network(logit_scale=logit_scale), eva.Recipe(seed=job.seed, **changes)
     rates = eva.find_lr(model, job.train, recipe, folder=job.folder)
     if end is None:
@@ -156,7 +155,7 @@ def solution_a(job: Job):
     model = job.network(logit_scale=1.0)
     model.layer1.__class__ = model.layer3.__class__ = SkipTwice
     # A hole that lies in the image with 4 pixels around it has its centre anywhere in the image.
-    beyond = A.Pad(4, fill=0), holes(4, p=0.5), A.CenterCrop(*job.train.pixels.shape[1:3])
+    beyond = A.Pad(4, fill=0), holes(job.train, 4, p=0.5), A.CenterCrop(*job.train.pixels.shape[1:3])
     recipe = eva.Recipe(seed=job.seed, augment=per_image(job.train, 2, True, *beyond))
     steps = len(loader(job.train, recipe, choose_device()))
     momentum = Cycle(job.epochs, job.peak, 0.95, 0.85, 0.95, cosine=True)

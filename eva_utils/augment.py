@@ -13,7 +13,7 @@ from numbers import Integral
 import numpy as np
 import torch
 
-from .errors import InputError, check, kind
+from .errors import check, kind
 
 
 @dataclass(frozen=True)
@@ -95,41 +95,17 @@ class Augment:
 NONE = Augment(padding=0, flip=False, cutout=0)
 
 
-def mirrors(augment) -> bool:
-    """Whether training mirrors images, so that the mirror image may be asked, too (TTA). Of a pipeline: if it says."""
-    if isinstance(augment, Augment):
-        return augment.flip
-    return any(type(step).__name__ == "HorizontalFlip" and getattr(step, "p", 1) > 0 for step in _steps(augment))
-
-
-def check_pipeline(pipeline, x, images) -> None:
-    """Raises ``InputError`` unless ``pipeline`` normalises as evaluation does, and ``x``, made of one image by it, is a
-    float32 tensor (3, h, w)."""
+def normalized(pipeline, images):
+    """``pipeline``, an albumentations transform that gives pixels as it takes them, and what evaluation does to them
+    behind it. Raises ``InputError`` if it gives something else than uint8 (h, w, 3)."""
     import albumentations as A
+    from albumentations.pytorch import ToTensorV2
 
-    right = "the pipeline has to end with A.Normalize(train.mean, train.std), ToTensorV2()"
-    highest = 1.0 if any(isinstance(step, A.ToFloat) for step in _steps(pipeline)) else 255.0
-    scaled = normalizes = False
-    for step in _steps(pipeline):
-        if isinstance(step, A.Normalize):
-            pairs = (step.mean, images.mean), (step.std, images.std)
-            same = all(np.allclose(*pair, atol=0.01) for pair in pairs)
-            same &= scaled or (step.max_pixel_value == highest and not normalizes)
-            if step.normalization != "standard" or not same:
-                raise InputError(f"augment has {step}, but evaluation uses the training images' mean and std: {right}")
-        # A step of one's own may have scaled, and may normalise.
-        scaled |= isinstance(step, A.Lambda) or not type(step).__module__.startswith("albumentations.")
-        normalizes |= scaled or isinstance(step, A.Normalize)
-    if not (isinstance(x, torch.Tensor) and x.dtype == torch.float32 and x.ndim == 3 and len(x) == 3):
-        raise InputError(f"augment gives {kind(x)}; the network takes a float32 tensor (3, h, w): {right}")
-    if not normalizes:
-        raise InputError(f"augment does not normalise, but evaluation does: {right}")
-
-
-def _steps(pipeline) -> list:
-    """The transforms in ``pipeline``, and those within its ``OneOf``, ``Sequential`` and the like."""
-    parts = getattr(pipeline, "transforms", None)
-    return [pipeline] if parts is None else [step for part in parts for step in _steps(part)]
+    x = pipeline(image=images.pixels[0].cpu().numpy())["image"]
+    right = isinstance(x, np.ndarray) and x.dtype == np.uint8 and x.ndim == 3 and x.shape[2] == 3
+    words = "uint8 pixels (h, w, 3): leave out Normalize and ToTensorV2, which are added as evaluation has them"
+    check("what augment gives", kind(x), right, words)
+    return A.Compose([pipeline, A.Normalize(images.mean, images.std), ToTensorV2()])
 
 
 def normalize(pixels: torch.Tensor, mean, std) -> torch.Tensor:

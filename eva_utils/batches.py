@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
-from .augment import NONE, Augment, check_pipeline, normalize
+from .augment import NONE, Augment, normalize, normalized
 from .data import IMAGES, Images, check_images, check_labels
 from .device import room
 from .errors import InputError, check, first_line, kind
@@ -51,9 +51,9 @@ def loader(data, recipe: Recipe, device: torch.device, shard: tuple[int, int] | 
         if recipe.engine == "batch":
             return DeviceLoader(to_device(data, device), augment, recipe, device, shard)
         augment = augment.albumentations(data.mean, data.std, height, width)
-    batches = WorkerLoader(to_device(data, torch.device("cpu")), augment, recipe, device, shard)
-    check_pipeline(augment, batches.augmented(image=0, place=0, epoch=0), data)
-    return batches
+    else:
+        augment = normalized(augment, data)
+    return WorkerLoader(to_device(data, torch.device("cpu")), augment, recipe, device, shard)
 
 
 def to_device(images: Images, device: torch.device) -> Images:

@@ -10,7 +10,6 @@ from torch import nn
 from tqdm.std import tqdm
 
 from . import __version__
-from .augment import mirrors
 from .batches import loader, to_device
 from .data import Images
 from .device import choose_device, choose_precision, describe, keep_memory
@@ -179,7 +178,7 @@ def results(trainer: Trainer, train, test, folder: Path | None, begun: float) ->
     last, options = history[-1], {"precision": trainer.precision}
     if isinstance(train, Images) and isinstance(test, Images):
         recall = confusion(trainer.ema, test, predict(trainer.ema, test, **options)).recall
-        if mirrors(recipe.augment):
+        if getattr(recipe.augment, "flip", False):  # mirror images were trained on
             tta = evaluate(trainer.ema, test, tta=True, **options).accuracy
     rates = {key: getattr(trainer.schedule, key, None) for key in ("epochs", "peak_epoch", "lr_min", "lr_max")}
     found = read_json(folder / RANGE) if folder and (folder / RANGE).is_file() else {}

@@ -32,10 +32,10 @@ class Recipe:
     """How a network is trained; the same for the range test (``find_lr``) and the training (``fit``).
 
     augment: an ``Augment``, None, or an ``albumentations.Compose`` of your own, which always runs image by image and
-    ends with ``A.Normalize(train.mean, train.std), ToTensorV2()``. optimizer: "sgd" (Nesterov), "adamw", or a function
-    of the parameters that makes one; parameter groups keep the ratio of their rates. criterion: a function of logits
-    and labels that gives the mean loss of a batch; None for cross-entropy. ema: in essence the power function EMA of
-    T. Karras et al., arXiv:2312.02696, whose gamma is 1 / ema - 1. precision, device and workers say how it is
+    gives pixels, uint8 as it takes them: they are normalised behind it. optimizer: "sgd" (Nesterov), "adamw", or a
+    function of the parameters that makes one; parameter groups keep the ratio of their rates. criterion: a function of
+    logits and labels that gives the mean loss of a batch; None for cross-entropy. ema: in essence the power function
+    EMA of T. Karras et al., arXiv:2312.02696, whose gamma is 1 / ema - 1. precision, device and workers say how it is
     computed, so they may change when a run goes on. Raises ``InputError`` for a value that is out of its limits.
     """
 

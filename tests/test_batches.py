@@ -102,7 +102,7 @@ def test_epoch_is_a_function_of_seed_and_number(engine):
 def test_pipeline_of_ones_own():
     """It takes the second engine without being told, with what it draws from our seed."""
     images = noise(10)
-    own = A.Compose([A.HorizontalFlip(p=1), A.RandomBrightnessContrast(p=0.5), A.Normalize(MEAN, STD), ToTensorV2()])
+    own = A.Compose([A.HorizontalFlip(p=1), A.RandomBrightnessContrast(p=0.5)])
     x, y = whole(loader(images, own, 4, workers=2), 0)
     assert sorted(y.tolist()) == list(range(10))
     flipped = [
@@ -113,24 +113,14 @@ def test_pipeline_of_ones_own():
     assert same(whole(loader(images, own, 4, workers=0), 0), (x, y))
 
 
-@pytest.mark.parametrize(("steps", "message"), [
-    ([A.Normalize(), ToTensorV2()], r"augment has Normalize\(.*but evaluation.*A.Normalize\(train.mean"),
-    ([A.OneOf([A.Normalize(MEAN, (1, 1, 1))], p=1), ToTensorV2()], r"augment has Normalize\("),
-    ([A.ToFloat(), A.Normalize(MEAN, STD), ToTensorV2()], r"augment has Normalize\("),
-    ([A.Normalize(MEAN, STD), A.Normalize(MEAN, STD), ToTensorV2()], r"augment has Normalize\("),
-    ([ToTensorV2()], r"gives Tensor torch.uint8 \(3, 12, 12\); .* a float32 tensor \(3, h, w\)"),
-    ([A.ToFloat(), ToTensorV2()], "augment does not normalise"),
-    ([A.Normalize(MEAN, STD)], r"gives ndarray float32 \(12, 12, 3\)"),
-])  # fmt: skip
-def test_a_pipeline_that_gives_what_is_not_evaluated_on_is_refused(steps, message):
-    with pytest.raises(InputError, match=message):
+@pytest.mark.parametrize("steps", [[A.Normalize(MEAN, STD), ToTensorV2()], [ToTensorV2()], [A.ToFloat()]])
+def test_a_pipeline_that_normalises_or_gives_no_pixels_is_refused(steps):
+    with pytest.raises(InputError, match=r"what augment gives is .*uint8 pixels \(h, w, 3\): leave out Normalize"):
         loader(noise(4), A.Compose(steps), 2)
 
 
-def test_rounded_statistics_and_another_size_will_do():
-    mean, std = ([round(value + 0.003, 3) for value in values] for values in (MEAN, STD))
-    own = A.Compose([A.RandomCrop(8, 8), A.Sequential([A.Normalize(mean, std)], p=1), ToTensorV2()])
-    assert whole(loader(noise(4), own, 2, workers=0), 0)[0].shape == (4, 3, 8, 8)
+def test_a_single_transform_and_another_size_will_do():
+    assert whole(loader(noise(4), A.RandomCrop(8, 8), 2, workers=0), 0)[0].shape == (4, 3, 8, 8)
 
 
 class Speckle(A.ImageOnlyTransform):
@@ -142,7 +132,7 @@ class Speckle(A.ImageOnlyTransform):
 
 def test_global_random_numbers_in_a_worker_are_those_of_seed_epoch_and_rank():
     def drawn(seed: int, epoch: int, rank: int = 0) -> bytes:
-        own = A.Compose([Speckle(p=1), A.Normalize(MEAN, STD), ToTensorV2()])
+        own = A.Compose([Speckle(p=1)])
         return whole(loader(noise(4), own, 4, seed=seed, workers=1, shard=(rank, 2)), epoch)[0].numpy().tobytes()
 
     assert drawn(0, 0) == drawn(0, 0)
@@ -165,10 +155,10 @@ def test_a_worker_that_dies_is_told_in_words():
                 os.kill(os.getpid(), signal.SIGKILL)
             return image
 
-    sizes = A.Compose([A.RandomScale(0.9, p=1), A.Normalize(MEAN, STD), ToTensorV2()])
+    sizes = A.Compose([A.RandomScale(0.9, p=1)])
     with pytest.raises(RuntimeError, match="each tensor to be equal size"):  # a fault of the pipeline's
         list(loader(noise(8), sizes, 4, workers=1).epoch(0))
-    own = A.Compose([Killer(p=1), A.Normalize(MEAN, STD), ToTensorV2()])
+    own = A.Compose([Killer(p=1)])
     batches = loader(noise(8), own, 4, workers=1)
     with pytest.raises(InputError, match="a worker process died"):
         list(batches.epoch(0))
