@@ -40,14 +40,17 @@ def check_network(model: nn.Module, data) -> int:
         raise InputError("the model has weights that are not finite, from a run that failed perhaps; make it anew")
     if isinstance(data, Images):
         check_images(data)
-    return answers(model, data).shape[1]
+    return answers(model, two_of(data), len(data.classes) if isinstance(data, Images) else None).shape[1]
 
 
-def answers(model: nn.Module, data) -> torch.Tensor:
-    """Logits (2, classes) for noise in the shape of ``data``, or for these: on the CPU, in fp32, in eval mode."""
+def two_of(data) -> torch.Tensor:
+    """The first two of its images, as the network gets them."""
     with torch.random.fork_rng([]):  # a loader may draw
-        x = next(plain_batches(data, 2, torch.device("cpu")))[0][:2]
-    noise = torch.empty_like(x).normal_(generator=torch.Generator().manual_seed(0))  # a loader may shuffle
+        return next(plain_batches(data, 2, torch.device("cpu")))[0][:2].clone()
+
+
+def answers(model: nn.Module, x: torch.Tensor, classes: int | None = None) -> torch.Tensor:
+    """Logits (2, classes) for the images ``x``: on the CPU, in fp32, in eval mode."""
     try:
         network = placed(copy.deepcopy(model).float(), torch.device("cpu")).eval()
     except RuntimeError as error:  # of tensors with a graph that it keeps
@@ -55,11 +58,7 @@ def answers(model: nn.Module, data) -> torch.Tensor:
         raise InputError(f"the model cannot be copied ({first_line(error)}); {cure}") from error
     # Seeded for what is random in eval mode, too.
     with torch.no_grad(), torch.autocast("cpu", enabled=False), seeded(torch.device("cpu"), 0):
-        classes = len(data.classes) if isinstance(data, Images) else None
-        try:
-            return forward(network, noise, classes)
-        except InputError:  # it may take only what the data have: categories, say
-            return forward(network, x, classes)
+        return forward(network, x, classes)
 
 
 def content(data):
@@ -116,7 +115,7 @@ class Keeper:
     """
 
     def __init__(self, trainer, settings: dict, test, folder: Path | None, fresh: bool) -> None:
-        self.trainer, self.settings, self.test, self.folder = trainer, settings, test, folder
+        self.trainer, self.settings, self.folder, self.asked = trainer, settings, folder, two_of(test)
         if folder and (state := on_first(self._stored)(fresh)):
             self._compare(state)
             trainer.load_state_dict(state)
@@ -133,7 +132,7 @@ class Keeper:
         file = self.folder / run.CHECKPOINT
         if not fresh and (file.is_file() or run.copy_of(file)):
             state = run.read_tensors(file)
-            check(str(file), sorted(state), {"settings", "computes"} <= state.keys(), "a checkpoint of fit; delete it")
+            check(str(file), sorted(state), {"settings", "asked"} <= state.keys(), "a checkpoint of fit; delete it")
             return state
         if fresh:
             left = ", which a training has left" if hasattr(self.trainer.model, "trained_on") else ""
@@ -150,7 +149,7 @@ class Keeper:
         if not changed:
             network = copy.deepcopy(self.trainer.ema)
             network.load_state_dict(state["ema"])
-            there, here = state["computes"], answers(network, self.test)
+            there, here = state["computes"], answers(network, state["asked"])
             far = 1e-3 * float(there.nan_to_num(0, 0, 0).abs().max())  # another machine rounds otherwise
             if here.shape != there.shape or not torch.allclose(here, there, rtol=0, atol=far, equal_nan=True):
                 changed = "  what the network computes: another forward() with the same weights"
@@ -179,7 +178,8 @@ class Keeper:
     def _save(self) -> None:
         state = {"settings": self.settings, **self.trainer.state_dict()}
         # The EMA, which is never in train mode: what a network keeps from there could not be copied.
-        state |= {"weights": crc32(self.trainer.model.state_dict()), "computes": answers(self.trainer.ema, self.test)}
+        state |= {"asked": self.asked, "computes": answers(self.trainer.ema, self.asked)}  # a loader may shuffle
+        state["weights"] = crc32(self.trainer.model.state_dict())
         run.write_tensors(self.folder / run.CHECKPOINT, state)
 
     def finish(self, results: Callable[[], dict], about: dict) -> dict:
