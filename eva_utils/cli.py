@@ -37,8 +37,8 @@ def train(out, fresh, data, root, size, width, epochs, peak_epoch, lr_min, lr_ma
         augment = eva.Augment(**{f.name: flags.pop(f.name) for f in fields(eva.Augment)})
         recipe = eva.Recipe(augment=augment, **flags)
         peak_epoch = min(epochs, 1e6) * 5 / 24 if peak_epoch is None else peak_epoch  # OneCycle refuses more
-        low = 1e-6 if lr_min == "find" else lr_min
-        eva.OneCycle(epochs, peak_epoch, low, 2 * low if lr_max == "find" else lr_max)
+        low = 1e-6 if lr_min is None else lr_min
+        eva.OneCycle(epochs, peak_epoch, low, 2 * low if lr_max is None else lr_max)
         choose_precision(choose_device(recipe.device), recipe.precision)
         train_images, test_images = eva.load_data(data, root, size)
         print(f"{train_images}\n{test_images}")
@@ -52,7 +52,7 @@ def train(out, fresh, data, root, size, width, epochs, peak_epoch, lr_min, lr_ma
             forget(out, RANGE, *TRAINED, f"{FIGURES}/lr_finder.png")
 
         rates = {"lr_min": lr_min, "lr_max": lr_max}
-        found = [key for key, rate in rates.items() if rate == "find"]
+        found = [key for key, rate in rates.items() if rate is None]
         if found:
             range_test = eva.find_lr(model, train_images, recipe, folder=out)
             rates |= {key: getattr(range_test, key) for key in found}
@@ -117,10 +117,6 @@ def cycle(out, lr_min, lr_max, step_size, cycles) -> None:
         print(eva.plots.save(figure, folder_of(out) / f"{name}.png"))
 
 
-def rate(text: str):
-    return text if text == "find" else float(text)
-
-
 def _parser(argv: list[str]) -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("eva-utils", description=__doc__, formatter_class=raw)
@@ -142,7 +138,7 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     add("--epochs", type=int, default=24, help="passes over the training images (%(default)s)")
     add("--peak-epoch", type=float, help="epoch at which the rate is LR_MAX (5/24 of the epochs)")
     for flag in ("--lr-min", "--lr-max"):
-        add(flag, type=rate, default="find", metavar="RATE", help="a number, or find: by a range test (find)")
+        add(flag, type=float, metavar="RATE", help="found by a range test, if it is not given")
     add("--width", type=int, default=64, help="channels of the first layer; the last has 8 times as many (%(default)s)")
     if argv[:1] == ["train"]:  # the others' help needs no torch
         _add_recipe(add)
