@@ -6,7 +6,6 @@ import sys
 import warnings
 from dataclasses import dataclass, field, replace
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +60,7 @@ def gradcam(
     check("layers", layers, {*map(type, layers)} == {str}, "one name or more, of named_modules()")
     found = images if isinstance(images, Predictions) else predictions(model, images)
     images, device = found.images, device_of(model)
-    single, known = isinstance(classes, (str, Integral)) or getattr(classes, "ndim", 1) == 0, images.classes
-    given = [classes] * len(images) if single else classes
+    known, given = images.classes, [classes] * len(images) if np.ndim(classes) == 0 else classes
     labels = found.predicted if classes is None else [known.index(c) if c in known else c for c in given]
     right = f"one of {', '.join(known)}, or a label for each image"
     check("classes", classes, len(labels) == len(images) and not any(isinstance(c, str) for c in labels), right)
