@@ -1,12 +1,12 @@
 """A range test's curve, loss against rate, and the two rates read off it."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from .errors import InputError
+from .run import read_json
 
 LEARNS = 0.2  # LR_MIN: this share of the loss's fall is made, the network has begun to learn
 BEYOND = 6  # LR_MAX over the rate at which half of the fall is made; chosen by trainings (docs/rates.md)
@@ -73,14 +73,11 @@ class LRRange:
 
     @classmethod
     def load(cls, path: Path) -> "LRRange":
-        """Raises ``InputError`` if the file is something else."""
-        try:
-            state = json.loads(path.read_text(encoding="utf8"))
-            curve = state.pop("curve")
-            arrays = {key: np.array(curve.pop(key)) for key in ("lr", "loss", "smooth")}
-            return cls(curve=Curve(**arrays, **curve), **state)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"{str(path)!r} cannot be read as a range test ({error}); delete it") from error
+        """Raises ``InputError`` if the file cannot be read."""
+        state = read_json(path)
+        curve = state.pop("curve")
+        arrays = {key: np.array(curve.pop(key)) for key in ("lr", "loss", "smooth")}
+        return cls(curve=Curve(**arrays, **curve), **state)
 
 
 def read_curve(lr: np.ndarray, loss: np.ndarray, guess: float = np.inf, share: float = 1.0) -> LRRange:

@@ -222,7 +222,7 @@ def test_the_result_is_kept_and_read_by_a_second_call(monkeypatch, capsys, tmp_p
         with pytest.raises(InterruptedError):  # it is tested again
             find_lr(model, images, other, folder=tmp_path, steps=40)
     (tmp_path / "lr_range.json").write_text("[]")
-    with pytest.raises(InputError, match=r"lr_range\.json' cannot be read as a range test.*delete it"):
+    with pytest.raises(InputError, match=r"lr_range\.json' is damaged or no file of a run.*delete it"):
         find_lr(model, images, RECIPE, folder=tmp_path)
 
 
