@@ -165,10 +165,7 @@ def _in_json(value):
         return value.tolist()
     if type(value).__repr__ is object.__repr__:  # it has none of its own
         return {type(value).__qualname__: _numbers(getattr(value, "__dict__", {}))}
-    try:
-        return without_addresses(repr(value))
-    except ValueError as error:  # albumentations', of a Lambda without a name
-        raise InputError(f"{type(value).__name__} cannot be compared: {first_line(error)}") from error
+    return without_addresses(repr(value))
 
 
 def _numbers(values: dict) -> dict:
