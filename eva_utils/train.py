@@ -17,7 +17,7 @@ from .processes import average_buffers, parallel, raise_if_stopped, rank, total,
 from .recipe import Recipe
 from .schedule import ratios
 
-EMA_EVERY = 5  # steps between two updates of the average: as good as every step, at a fifth of the cost
+EMA_EVERY = 5  # steps between two updates of the average, at most: as good as every step, at a fifth of the cost
 FINITE = "finite: lower lr_max, or look for nan in your own loader (the last checkpoint, if any, is kept)"
 
 
@@ -77,7 +77,7 @@ class Trainer:
         self.optimizer = recipe.make_optimizer(self.model.parameters())
         self.shares = ratios(self.optimizer)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
-        self.taken = 0  # optimizer steps: where the schedule stands
+        self.taken = self.averaged = 0  # optimizer steps: where the schedule stands, and those that the EMA knows of
         self.history, self.steps, self.facts = [], [], {}
 
     @property
@@ -114,7 +114,7 @@ class Trainer:
                 rows.append({"step": self.taken, "epoch": epoch, "planned": planned, "applied": applied,
                              "skipped": int(skipped)})  # fmt: skip
                 self.taken += not skipped
-                if not skipped and self.taken % EMA_EVERY == 0:
+                if self.taken - self.averaged == EMA_EVERY:
                     self.average()
                 bar.update(sizes[-1])
         check("number of batches", len(rows), len(rows) == len(self.batches), f"{len(self.batches)}, as len() says")
@@ -139,8 +139,8 @@ class Trainer:
         """Move the EMA: parameters and BatchNorm statistics are averaged, other buffers copied."""
         average_buffers(self.model)
         # Over a share of the steps so far, so that the first ones, far from anything good, do not linger in it.
-        first = self.taken <= EMA_EVERY
-        weight = 1.0 if first else 1 - math.exp(-EMA_EVERY / (self.recipe.ema * self.taken))
+        since, self.averaged = self.taken - self.averaged, self.taken
+        weight = 1.0 if since == self.taken else 1 - math.exp(-since / (self.recipe.ema * self.taken))
         mean, new = ([p for p in m.parameters() if p.is_floating_point()] for m in (self.ema, self.model))
         for (name, kept), buffer in zip(self.ema.named_buffers(), self.model.buffers(), strict=True):
             if name.rpartition(".")[2] in ("running_mean", "running_var"):
@@ -152,9 +152,7 @@ class Trainer:
 
     def test(self, images) -> dict:
         """The test's part of the history's row."""
-        if self.taken < EMA_EVERY:  # too few steps so far for a first update
-            self.average()
-        average_buffers(self.model)
+        self.average()  # the last steps, too
         row, options = {}, {"label_smoothing": self.recipe.label_smoothing, "precision": self.precision}
         for suffix, model in (("", self.model), ("_ema", self.ema)):
             found = evaluate(model, images, **options, sharded=True)
@@ -173,4 +171,4 @@ class Trainer:
                 getattr(self, name).load_state_dict(state[name])
         for name in self.RECORDS:
             setattr(self, name, state[name])
-        self.taken = sum(not row["skipped"] for row in self.steps)
+        self.taken = self.averaged = sum(not row["skipped"] for row in self.steps)

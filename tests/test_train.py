@@ -36,7 +36,7 @@ from eva_utils import train as train_module
 from eva_utils.batches import loader
 from eva_utils.keeper import identity
 from eva_utils.run import read_csv
-from eva_utils.train import EMA_EVERY, Trainer
+from eva_utils.train import Trainer
 
 SCHEDULE = OneCycle(epochs=3, peak_epoch=1, lr_min=0.01, lr_max=0.1)
 BATCH = 7  # does not divide the 32 images, so the last batch of an epoch is smaller
@@ -203,16 +203,17 @@ def test_the_average_is_exponential_over_a_share_of_the_steps_so_far(train, monk
     states, real = [], Trainer.average
 
     def average(self):
-        states.append({key: value.double().clone() for key, value in self.model.state_dict().items()})
+        values = {key: value.double().clone() for key, value in self.model.state_dict().items()}
+        states.append((self.taken, self.taken - self.averaged, values))
         real(self)
 
     monkeypatch.setattr(Trainer, "average", average)
-    run = train(ema=0.3, schedule=OneCycle(4, 1, 0.01, 0.1))
-    assert len(states) == 4
+    run = train(ema=0.3, schedule=OneCycle(3, 1, 0.01, 0.1), batch_size=5)
+    assert [taken for taken, *_ in states] == [5, 7, 12, 14, 19, 21]  # an epoch has 7 steps, and its test knows of all
     for key, value in run.ema.state_dict().items():
-        expected = states[0][key]
-        for i, state in enumerate(states[1:], start=2):
-            keep = math.exp(-EMA_EVERY / (0.3 * i * EMA_EVERY))
+        expected = states[0][2][key]
+        for taken, since, state in states[1:]:
+            keep = math.exp(-since / (0.3 * taken))
             expected = state[key] if key.endswith("tracked") else keep * expected + (1 - keep) * state[key]
         torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-7)
 
