@@ -1,4 +1,4 @@
-"""The range test: the training's own step at growing rates, on a copy of the network; the two rates read off it."""
+"""The range test: the training's own step at growing rates, undone at the end; the two rates read off it."""
 
 import contextlib
 import copy
@@ -7,6 +7,7 @@ import io
 import math
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
@@ -41,7 +42,7 @@ def find_lr(
     lr_end: float | None = None,
     steps: int = 90,
 ) -> LRRange:
-    """LR_MIN and LR_MAX for ``model`` by a range test: ``steps`` training steps at growing rates, on a copy of it.
+    """LR_MIN and LR_MAX for ``model`` by a range test: ``steps`` training steps at growing rates, which are undone.
     That one test gives both is L. N. Smith's idea (arXiv:1506.01186, section 3.3); ``read_curve`` says how.
 
     train: ``Images``, or any iterable of (x, y) batches with a length. lr_start, lr_end: by default 0.001 to 10 for
@@ -90,10 +91,29 @@ def find_lr(
     return found
 
 
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Within, ``model`` works on copies of its tensors; at the end it is what it was.
+
+    The model itself, not a copy: what makes an optimizer may know some of its parameters, or hold on to them in a hook.
+    """
+    attributes = [(names, dict(names)) for module in model.modules() for names in (vars(module), module._buffers)]
+    tensors = [(t, t.data, t.grad) for t in (*model.parameters(), *model.buffers())]
+    try:
+        for tensor, data, _ in tensors:
+            tensor.data, tensor.grad = data.clone(), None
+        yield
+    finally:
+        for names, values in attributes:
+            names.clear(), names.update(values)
+        for tensor, data, grad in tensors:
+            tensor.data, tensor.grad = data, grad
+
+
 @torch.inference_mode(False)  # also where the caller is within no_grad
 def range_test(model: nn.Module, train, recipe: Recipe, lr_start: float, lr_end: float, steps: int, outputs=None):
-    """Rates and losses, arrays of up to ``steps``, of torch-lr-finder's range test on a copy of ``model``, in the
-    training's own steps; it stops at five times the lowest loss."""
+    """Rates and losses, arrays of up to ``steps``, of torch-lr-finder's range test of ``model``, in the training's own
+    steps; it stops at five times the lowest loss."""
     with warnings.catch_warnings(action="ignore"):  # tqdm.autonotebook's announcement
         import torch_lr_finder.lr_finder as library
 
@@ -105,12 +125,6 @@ def range_test(model: nn.Module, train, recipe: Recipe, lr_start: float, lr_end:
     if device.type == "cpu":
         keep_memory()
     batches = loader(train, recipe, device, shard=(0, 1), outputs=outputs)
-    twins = {}  # a function of the user's gets the model's parameters, which it may know one by one
-    network, optimizer = placed(copy.deepcopy(model, twins), device), recipe.make_optimizer(model.parameters())
-    vars(optimizer).update(copy.deepcopy(vars(optimizer), twins))  # and then has the copy's instead
-    for p, values in optimizer.state.items():  # SGD and Adagrad begin with some
-        values |= {key: torch.empty_like(p).copy_(v) for key, v in values.items() if getattr(v, "shape", 0) == p.shape}
-    set_train_mode(network)
 
     class Finder(library.LRFinder):
         def _train_batch(self, train_iter, accumulation_steps, non_blocking_transfer=True):
@@ -119,16 +133,21 @@ def range_test(model: nn.Module, train, recipe: Recipe, lr_start: float, lr_end:
             x, y = next(train_iter)
             return step(self.model, self.optimizer, self.scaler, recipe, x, y, precision)[0].item()
 
-    finder = Finder(network, optimizer, criterion=None, device=device)
-    # Attributes, since a kept error would keep what a closure holds.
-    finder.scaler, finder.shares = torch.amp.GradScaler(device.type, enabled=precision == "fp16"), ratios(optimizer)
     endless = library.TrainDataLoaderIter(_large(batch for epoch in range(steps) for batch in batches.epoch(epoch)))
     with (
+        untouched(model),
         seeded(device, seed_for(recipe.seed, 0, 1)),  # for Dropout and the like
         warnings.catch_warnings(action="ignore"),  # torch's, of a first step that fp16 skips
         contextlib.redirect_stdout(io.StringIO()),
     ):
+        set_train_mode(placed(model, device))
+        optimizer = recipe.make_optimizer(model.parameters())
+        begun = copy.deepcopy(optimizer.state_dict())
+        finder = Finder(model, optimizer, criterion=None, device=device)
+        # Attributes, since a kept error would keep what a closure holds.
+        finder.scaler, finder.shares = torch.amp.GradScaler(device.type, enabled=precision == "fp16"), ratios(optimizer)
         finder.range_test(endless, None, lr_start, lr_end, steps, smooth_f=0, diverge_th=STOPS)  # smoothing is ours
+    optimizer.load_state_dict(begun)  # it may be one of the user's
     return np.array(finder.history["lr"]), np.array(finder.history["loss"])
 
 
