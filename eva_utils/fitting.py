@@ -14,7 +14,7 @@ from .batches import loader, to_device
 from .data import Images
 from .device import choose_device, choose_precision, describe, keep_memory
 from .errors import InputError, check, kind
-from .keeper import Keeper, check_network, dataset_of, identity
+from .keeper import Keeper, check_network, identity, within
 from .look import confusion, evaluate, predict
 from .processes import on_first, rank, stoppable, stopped, world_size
 from .recipe import Recipe
@@ -101,7 +101,7 @@ def fit(
     with exclusive(folder) if folder and rank() == 0 else nullcontext():
         if isinstance(train, Images) and isinstance(test, Images):
             check("test", test, about(train) == about(test), f"of the classes, size, mean and std of train, {train!r}")
-        named = [getattr(dataset_of(data), "classes", None) for data in (train, test)]
+        named = [within(data, "classes") for data in (train, test)]
         names = [[*map(str, some)] if isinstance(some, (list, tuple)) else None for some in named]
         check("the classes of test", names[1], None in names or names[0] == names[1], f"those of train, {names[0]}")
         whole = callable(schedule) and getattr(schedule, "epochs", 0) in range(1, 10**6 + 1)

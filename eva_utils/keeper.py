@@ -53,6 +53,8 @@ def answers(model: nn.Module, x: torch.Tensor, classes: int | None = None) -> to
     """Logits (2, classes) for the images ``x``: on the CPU, in fp32, in eval mode."""
     try:
         network = placed(copy.deepcopy(model).float(), torch.device("cpu")).eval()
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:  # of tensors with a graph that it keeps
         cure = "call it once under torch.no_grad(), or make it anew"
         raise InputError(f"the model cannot be copied ({first_line(error)}); {cure}") from error
@@ -66,15 +68,15 @@ def content(data):
     if isinstance(data, Images):
         statistics = torch.tensor([data.mean, data.std], dtype=torch.float32)
         return crc32({"pixels": data.pixels, "labels": data.labels, "mean and std": statistics})
-    transform = getattr(dataset_of(data), "transform", None)
+    transform = within(data, "transform")
     return {"batches": len(data), "batch_size": getattr(data, "batch_size", None), "transform": transform}
 
 
-def dataset_of(data):
-    """What is within loaders and subsets."""
-    while hasattr(data, "dataset"):
-        data = data.dataset
-    return data
+def within(data, name: str):
+    """The attribute ``name`` of loader, subset or data set: of the outermost that has it."""
+    while data is not None and getattr(data, name, None) is None:
+        data = getattr(data, "dataset", None)
+    return getattr(data, name, None)
 
 
 def crc32(tensors: dict[str, torch.Tensor]) -> str:

@@ -59,7 +59,7 @@ def image_folder(path: str | os.PathLike, size: int | None = None) -> tuple[Imag
     a, b = (np.repeat(np.arange(len(classes)), count) for count in counts)
     known = {hash(image.tobytes()) for image in pixels[: len(a)]}
     if twice := sum(hash(image.tobytes()) in known for image in pixels[len(a) :]):
-        print(f"{twice} of the {len(b):,} test images are training images, too: the accuracy means little.")
+        print(f"{twice} of the {len(b):,} test images ({100 * twice / len(b):.2g} %) are training images, too.")
     return from_arrays((pixels[: len(a)], a), (pixels[len(a) :], b), classes, root.resolve().name)
 
 

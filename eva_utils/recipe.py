@@ -79,8 +79,10 @@ class Recipe:
                 object.__setattr__(self, f.name, type(f.default)(value))
         if self.criterion is not None:
             check("label_smoothing", self.label_smoothing, not self.label_smoothing, "0 beside a criterion of your own")
-            learns = [p for p in getattr(self.criterion, "parameters", list)() if p.requires_grad]
-            check("the number of parameters in criterion", len(learns), not learns, "0: they would not be trained")
+            parts = [part for part in getattr(self.criterion, "modules", list)() if part.training]
+            learns = [p for part in parts for p in part.parameters(recurse=False) if p.requires_grad]
+            right = "0, but for networks in eval mode: they would not be trained"
+            check("the number of parameters in criterion", len(learns), not learns, right)
 
     def compared(self) -> dict:
         """What decides the result."""

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import dis
 import inspect
 import io
 import json
@@ -153,12 +154,13 @@ def _in_json(value):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if isinstance(value, torch.nn.Module):  # a criterion's repr does not tell all it has
         options = [{k: v for k, v in vars(part).items() if not k.startswith("_")} for part in value.modules()]
-        code = [type(part).forward for part in value.modules()]
-        return {without_addresses(repr(value)): {"options": options, "code": code, **value.state_dict()}}
+        code = [getattr(type(part), "forward", None) for part in value.modules()]
+        return {without_addresses(repr(value)): {"options": options, "code": code, **_numbers(value.state_dict())}}
     if inspect.isfunction(value) and not value.__module__.startswith("torch."):  # nor does a lambda's
         around = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))
         around = {name: cell.cell_contents for name, cell in around.items()}
-        around |= {name: value.__globals__.get(name) for name in value.__code__.co_names}
+        names = {i.argval for i in dis.get_instructions(value) if i.opname == "LOAD_GLOBAL"}  # not .gamma, an attribute
+        around |= {name: v for name in names if not isinstance(v := value.__globals__.get(name), str)}  # "cuda", say
         around |= dict(enumerate(value.__defaults__ or ())) | (value.__kwdefaults__ or {})
         return {f"{value.__qualname__} {zlib.crc32(_code(value.__code__).encode()):08x}": _numbers(around)}
     if hasattr(value, "tolist"):

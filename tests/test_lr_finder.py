@@ -187,7 +187,7 @@ def test_a_dataloader_with_adamw(device, images, model, batches):
 
 
 def test_parameter_groups_keep_the_ratio_of_their_rates(monkeypatch, images, model):
-    first = set(model[1].parameters())  # of the model itself, though a copy is trained
+    first = set(model[1].parameters())
 
     def make(parameters):
         parts = [p for p in model.parameters() if p in first], [p for p in parameters if p not in first]
@@ -199,9 +199,20 @@ def test_parameter_groups_keep_the_ratio_of_their_rates(monkeypatch, images, mod
     lr = find_lr(model, images, RECIPE.replace(optimizer=make), steps=60).curve.lr
     assert lr[0] == 1e-3  # SGD's range, also of one's own SGD
     np.testing.assert_allclose(rates[: len(lr)], np.stack([lr / 10, lr], 1))
-    before = model[1].weight.clone()
-    find_lr(model, images, RECIPE.replace(optimizer=torch.optim.Adagrad), lr_end=1.0)  # it begins with a state
-    assert model[1].weight.equal(before)
+
+
+def test_an_optimizer_that_is_there_is_left_as_it_was_and_its_hooks_see_the_gradients(images, model):
+    optimizer, norms = torch.optim.Adagrad(model.parameters()), []  # Adagrad begins with a state
+
+    def clip(*_):
+        norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), 1e-3)))
+
+    optimizer.register_step_pre_hook(clip)
+    before = str(optimizer.state_dict()), str(model.state_dict())
+    find_lr(model, images, RECIPE.replace(optimizer=lambda _: optimizer), lr_end=1.0)
+    assert min(norms) > 0
+    assert (str(optimizer.state_dict()), str(model.state_dict())) == before
+    assert optimizer.param_groups[0]["params"] == list(model.parameters())
 
 
 # What is kept

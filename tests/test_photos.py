@@ -183,7 +183,7 @@ def test_without_a_split_a_fifth_of_each_class_is_kept_for_the_test(inside, tmp_
         file.rename(file.with_stem(f"{file.stem} (1)"))
     capsys.readouterr()
     image_folder(tmp_path / "photos", size=16)
-    assert re.search(r"\d of the 10 test images are training images, too", capsys.readouterr().out)
+    assert re.search(r"\d of the 10 test images \(\d+ %\) are training images, too", capsys.readouterr().out)
 
 
 def test_uneven_classes_and_too_large_data_are_said(tmp_path, capsys, monkeypatch):

@@ -67,5 +67,6 @@ def test_loss_is_cross_entropy_or_the_criterion():
         Recipe(criterion=nn.CrossEntropyLoss(), label_smoothing=0.1)
     with pytest.raises(InputError, match="the number of parameters in criterion is 2"):
         Recipe(criterion=nn.Linear(3, 1))
+    Recipe(criterion=nn.ModuleList([nn.Linear(3, 1).eval()]))  # a teacher
     with pytest.raises(InputError, match=r"what the criterion gives is 'Tensor torch.float32 \(5, 3\)'.*mean loss"):
         Recipe(criterion=lambda logits, y: logits).loss(logits, y)

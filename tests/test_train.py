@@ -491,7 +491,11 @@ def test_a_loader_with_another_transform_or_a_global_with_another_value_is_anoth
     recipe = RECIPE.replace(criterion=scaled_by_a_global)
     there, again = (identity(cnn(), data, recipe) for _ in range(2))
     data.dataset.dataset.transform = nn.Identity()
-    assert there == again != (here := identity(cnn(), data, recipe))
+    assert there == again != (within := identity(cnn(), data, recipe))
+    data.dataset.transform = nn.Flatten()  # of a wrapper
+    assert within != (here := identity(cnn(), data, recipe))
+    monkeypatch.setitem(globals(), "mean", 2.0)  # the name of an attribute there
+    assert identity(cnn(), data, recipe) == here
     monkeypatch.setitem(globals(), "FACTOR", 2.0)
     assert identity(cnn(), data, recipe) != here
 
