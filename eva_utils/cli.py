@@ -3,7 +3,7 @@
 examples:
   eva-utils train --data digits --no-flip --width 8 --batch-size 64 --epochs 4 --out runs/demo    half a minute
   eva-utils train --data cifar10 --out runs/cifar10   the whole job: two hours on two CPU cores, 15 s on an H100
-  eva-utils train --data photos --size 64 --batch-size 64 --out runs/photos    your own, one folder a class
+  eva-utils train --data photos --size 64 --batch-size 32 --out runs/photos    your own, one folder a class
   eva-utils predict runs/photos new.jpg               what is it? from the run's folder alone
   torchrun --nproc-per-node 2 -m eva_utils train ...  the same on two GPUs, see docs/torchrun.md
 Exit status: 0 done, 1 a fault, 2 bad input (or a full disk, or a rate that is too high), 130 Ctrl-C, 143 SIGTERM.
@@ -41,7 +41,7 @@ def train(out, fresh, data, root, size, width, epochs, peak_epoch, lr_min, lr_ma
         eva.OneCycle(epochs, peak_epoch, low, 2 * low if lr_max is None else lr_max)
         choose_precision(choose_device(recipe.device), recipe.precision)
         train_images, test_images = eva.load_data(data, root, size)
-        print(f"{train_images}\n{test_images}")
+        print(f"train: {train_images}\ntest: {test_images}")
         # ResNet9 halves the side three times, and BatchNorm has no variance to take from one value.
         side, least = min(train_images.pixels.shape[1:3]), 8 if recipe.batch_size > 1 else 16
         check("the images' side", side, side >= least, f"{least} pixels or more at batch_size {recipe.batch_size}")
@@ -94,7 +94,7 @@ def explain(run) -> None:
         schedule = eva.OneCycle(*(results[key] for key in ("epochs", "peak_epoch", "lr_min", "lr_max")))
         augment, data = eva.Augment(**config["recipe"]["augment"]), [config[key] for key in ("data", "root", "size")]
     except (KeyError, TypeError) as error:
-        raise InputError(f"{str(run)!r} is not a folder that eva-utils train has finished ({error})") from error
+        raise InputError(f"{str(run)!r} is no finished run of eva-utils train; after fit, use eva.plots") from error
     draw(folder_of(run), schedule, augment, *eva.load_data(*data), model)
 
 
@@ -138,7 +138,7 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     add("--epochs", type=int, default=24, help="passes over the training images (%(default)s)")
     add("--peak-epoch", type=float, help="epoch at which the rate is LR_MAX (5/24 of the epochs)")
     for flag in ("--lr-min", "--lr-max"):
-        add(flag, type=float, metavar="RATE", help="found by a range test, if it is not given")
+        add(flag, type=float, metavar="RATE", help="a number; without it, a range test finds one")
     add("--width", type=int, default=64, help="channels of the first layer; the last has 8 times as many (%(default)s)")
     if argv[:1] == ["train"]:  # the others' help needs no torch
         _add_recipe(add)
@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> int:
             options.pop("command")(**options)
         return 0
     except KeyboardInterrupt as stop:
-        status, words = 128 + (stop.args or (2,))[0], "stopped; the same command (without --fresh) goes on from there"
+        status, words = 128 + (stop.args or (2,))[0], "stopped; run the same command again, without --fresh"
     except (InputError, OSError) as error:  # the latter of a path that is too long, say, or leads in circles
         status, words = 2, f"error: {error}"
     except (MemoryError, RuntimeError) as error:  # torch has a type of its own only for a GPU that is full

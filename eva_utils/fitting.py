@@ -123,7 +123,8 @@ def fit(
         if recipe.criterion is not None:
             print("The train loss is your criterion's, the test loss cross-entropy in nats: do not compare them.")
         rows = [line(row, trainer.epochs) for row in trainer.history]
-        print(f"{describe(device, world_size())}, {precision}", HEADER, *rows, sep="\n")
+        steps = f"{trainer.epochs * len(batches):,} steps"
+        print(f"{describe(device, world_size())}, {precision}, {steps}", HEADER, *rows, sep="\n")
         on_device = to_device(test, device) if isinstance(test, Images) else test
         try:
             while not trainer.done:

@@ -169,7 +169,8 @@ def load_model(run: str | Path, model: nn.Module | None = None) -> nn.Module:
         weights = content.pop("weights")
         if model is None:
             known = "prep.conv.weight" in weights
-            check("model", "not given", known, "given: the run is of another network than ResNet9")
+            right = "given, classify(run, file, model=network) in Python: the run is of another network than ResNet9"
+            check("model", "not given", known, right)
             model = ResNet9(weights["head.linear.weight"].shape[0], weights["prep.conv.weight"].shape[0])
         getattr(model, "_orig_mod", model).load_state_dict(weights)  # the network that torch.compile has wrapped
     except (KeyError, RuntimeError) as error:

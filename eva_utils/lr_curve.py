@@ -108,7 +108,8 @@ def read_curve(lr: np.ndarray, loss: np.ndarray, guess: float = np.inf, share: f
     if start - bottom < 5 * noise or curve.fall_from - bottom < 0.01 * abs(start):
         raise InputError(
             f"the curve of the range test is flat: the loss came from {start:.3g} to {bottom:.3g} between rates "
-            f"{lr[0]:.3g} and {lr[-1]:.3g}; check data and model, a wider range, a network that is not trained yet"
+            f"{lr[0]:.3g} and {lr[-1]:.3g}; check data and model, take larger batches or a network that is not trained "
+            "yet, or choose both rates yourself"
         )
     middle, last, begun = curve.half(), float(lr[edge - 1]), curve.rate_at(LEARNS, start)
     whole = min(BEYOND * middle, last)

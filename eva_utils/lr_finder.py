@@ -71,10 +71,9 @@ def find_lr(
                 print(f"{file}: range test done before")
                 return kept
             if file.with_name(CHECKPOINT).exists():  # it trained with these rates, and would not go on with others
-                raise InputError(
-                    f"{str(file)!r} belongs to another run, or the model is trained already:\n{changed}\n"
-                    "choose or empty the folder (--fresh does), or make the model anew after torch.manual_seed(seed)"
-                )
+                anew = ", or make the model anew after torch.manual_seed(seed)" * ("first_weights" in changed)
+                cure = f"choose another folder, or empty it (--fresh does){anew}"
+                raise InputError(f"{str(file)!r} belongs to another run:\n{changed}\n{cure}")
         begun = time.perf_counter()
         guess = math.log(outputs)
         if recipe.criterion is not None:  # then what the labels are is its business: a regression's, say

@@ -241,7 +241,7 @@ def test_after_a_training_neither_other_arguments_nor_trained_weights_are_taken(
     find_lr(model, images, RECIPE, folder=tmp_path)
     before = (tmp_path / "lr_range.json").read_text()
     fit(model, images, images, OneCycle(1, 0.5, 0.01, 0.1), RECIPE, folder=tmp_path)
-    with pytest.raises(InputError, match=r"trained already:\n  first_weights: .*\n.*make the model anew after torch"):
+    with pytest.raises(InputError, match=r"another run:\n  first_weights: .*\n.*make the model anew after"):
         find_lr(model, images, RECIPE, folder=tmp_path)
     assert (tmp_path / "lr_range.json").read_text() == before
 
