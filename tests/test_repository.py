@@ -3,10 +3,10 @@
 import importlib.util
 import inspect
 import math
+import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -222,19 +222,20 @@ def test_the_code_that_a_notebook_shows_is_todays(name, shown):
 
 
 def test_one_slug_everywhere(tmp_path):
-    slug, files = tool("set_repo").current(), tool("set_repo").files()
+    """And the workflow that points a fork to itself finds all of them."""
+    slug = re.search(r"colab\.research\.google\.com/github/([^/]+/[^/]+)/", README)[1]
     address = re.compile(r"(?:github\.com/|google\.com/github/)([\w-]+/[\w.-]+?)(?=[/\"')\\\s]|$)", re.MULTILINE)
-    for path in [*files, ROOT / "tools" / "set_repo.py"]:
-        copy = tmp_path / path.relative_to(ROOT)
-        copy.parent.mkdir(exist_ok=True)
-        shutil.copy(path, copy)
-    script = [sys.executable, str(tmp_path / "tools" / "set_repo.py")]
-    subprocess.run([*script, "some-body/my.fork"], check=True)
-    for path in files:
-        text, changed = (p.read_text(encoding="utf8") for p in (path, tmp_path / path.relative_to(ROOT)))
-        assert set(address.findall(text)) == {slug}, path
-        assert changed == text.replace(slug, "some-body/my.fork") != text
-    assert subprocess.run([*script, "nonsense"], capture_output=True).returncode == 2
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    for name in ("README.md", "CITATION.cff"):
+        shutil.copy(ROOT / name, tmp_path)
+    workflow = (ROOT / ".github" / "workflows" / "set-repo.yml").read_text(encoding="utf8")
+    lines = re.search(r"run: \|\n(.*?)\n      - run", workflow, re.DOTALL)[1]
+    environment = os.environ | {"GITHUB_REPOSITORY": "0some/my.fork"}
+    subprocess.run(["bash", "-ec", lines], cwd=tmp_path, env=environment, check=True)
+    for changed in (*tmp_path.glob("*.*"), *tmp_path.glob("*/*.ipynb")):
+        text = (ROOT / changed.relative_to(tmp_path)).read_text(encoding="utf8")
+        assert set(address.findall(text)) == {slug}, changed
+        assert changed.read_text(encoding="utf8") == text.replace(slug, "0some/my.fork") != text
 
 
 # Metadata

@@ -18,21 +18,12 @@ import superconvergence  # noqa: E402
 from common import Rows, markdown, where  # noqa: E402
 
 BENCHMARKS = ROOT / "assets" / "benchmarks"
-JPEG = "cifar10-jpeg"  # a lossy copy, on which accuracy is about three points lower
 PAGES = ["README.md", "docs/speed.md", "docs/rates.md", "docs/accuracy.md"]
 
 
-def throughputs() -> list[dict]:
-    return [json.loads(file.read_text(encoding="utf8")) for file in sorted(BENCHMARKS.glob("throughput-*.json"))]
-
-
-def speed() -> str:
-    """For each device what was measured (median, smallest and largest), and the ratios, taken round by round."""
-    return "\n".join(map(speed_table, throughputs()))
-
-
-def speed_table(measured: dict) -> str:
-    rows = []
+def speed(file: Path) -> str:
+    """What was measured on a device (median, smallest and largest), and the ratios, taken round by round."""
+    measured, rows = json.loads(file.read_text(encoding="utf8")), []
     for name, values in measured["measurements"].items():
         key, unit, digits = ("tflops", "TFLOP/s", 2) if "tflops" in values else ("images_per_second", "images/s", 0)
         memory = values.get("gpu_gb", values.get("process_gb"))
@@ -58,43 +49,25 @@ def speed_table(measured: dict) -> str:
     ) + markdown(["what", "speed", "start, at most", "peak memory"], rows)
 
 
-def recipe_rows(*tested_on: str) -> list[dict]:
-    rows = Rows(BENCHMARKS / "accuracy.json").rows
-    return [row for which in tested_on for row in rows if row["tested_on"] == which]
+def rows(name: str) -> Rows:
+    return Rows(BENCHMARKS / f"{name}.json")
 
 
-def pixel_rows(names) -> list[dict]:
-    return [row for row in recipe_rows("test") if row["data"] != JPEG and row["recipe"] in names]
-
-
-def recipe_results() -> str:
-    """Every recipe on the test images of CIFAR-10."""
-    return accuracy.table(pixel_rows(accuracy.RECIPES))
-
-
-def ablation() -> str:
-    """What each ingredient is worth in the small network."""
-    return accuracy.ablation([row for row in pixel_rows(accuracy.ABLATIONS) if row["width"] == 16])
-
-
-def jpeg_job() -> str:
-    """The full network on the JPEG copy, ten seeds."""
-    return accuracy.table([row for row in recipe_rows("test") if row["data"] == JPEG])
-
-
-def rates() -> Rows:
-    return Rows(BENCHMARKS / "lr_study.json")
+def recipes(names=None, tested_on: str = "test", jpeg: bool = False, width: int | None = None) -> list[dict]:
+    """The runs of the recipes ``names``; jpeg: on a lossy copy, on which accuracy is about three points lower."""
+    found = [row for row in rows("accuracy").rows if row["tested_on"] == tested_on and width in (None, row["width"])]
+    return [row for row in found if (row["data"] == "cifar10-jpeg") == jpeg and (not names or row["recipe"] in names)]
 
 
 TABLES = {
-    "recipe_results": recipe_results,
-    "jpeg_job": jpeg_job,
-    "speed": speed,
-    "ablation": ablation,
-    "jpeg_ablation": lambda: accuracy.ablation(recipe_rows("held out")),
-    "schedules": lambda: superconvergence.table(Rows(BENCHMARKS / "superconvergence.json").rows),
-    "rules": lambda: lr_finder.summary(rates()),
-    "rules_by_setting": lambda: lr_finder.details(rates()),
+    "recipe_results": lambda: accuracy.table(recipes(accuracy.RECIPES)),
+    "jpeg_job": lambda: accuracy.table(recipes(jpeg=True)),
+    "speed": lambda: "\n".join(map(speed, sorted(BENCHMARKS.glob("throughput-*.json")))),
+    "ablation": lambda: accuracy.ablation(recipes(accuracy.ABLATIONS, width=16)),
+    "jpeg_ablation": lambda: accuracy.ablation(recipes(tested_on="held out", jpeg=True)),
+    "schedules": lambda: superconvergence.table(rows("superconvergence").rows),
+    "rules": lambda: lr_finder.summary(rows("lr_study")),
+    "rules_by_setting": lambda: lr_finder.details(rows("lr_study")),
 }
 MARKERS = re.compile(r"(<!-- (\w+): written by.*?-->\n)(.*?)(<!-- end of \2 -->)", re.DOTALL)
 
