@@ -19,7 +19,7 @@ import lr_finder
 import lr_rules
 import superconvergence
 import throughput
-from common import Rows, machine
+from common import Rows
 from eva_utils.batches import loader
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,16 +55,15 @@ def test_rows_are_kept_and_found(tmp_path):
     assert rows.find(lr=0.1001) is None is rows.find(x=4, lr=0.1)
 
 
-def test_the_policy_of_cifar10_fast():
-    triangle = accuracy.Cycle(24, 5, 0, 0.4, 0)
-    assert [triangle(e) for e in (0, 2.5, 5, 14.5, 24)] == pytest.approx([0, 0.2, 0.4, 0.2, 0])
-
-
-def test_solution_a_is_what_its_log_and_its_code_say():
+def test_other_peoples_recipes_are_what_their_logs_and_their_code_say():
     # Noise as images: none of its pixels is of the mean colour.
     data = np.random.default_rng(0).integers(0, 256, (400, 32, 32, 3)).astype(np.uint8), np.arange(400) % 10
     train, _ = eva.from_arrays(data, data, "0123456789")
-    model, schedule, recipe = accuracy.solution_a(accuracy.Job(train[list(range(400)) * 2], 24, 4, 0, None))
+    job = accuracy.Job(train[list(range(400)) * 2], 24, 4, 0, None)
+    triangle = accuracy.cifar10_fast(job)[1]
+    assert [triangle(epoch) for epoch in (0, 2.5, 5, 14.5, 24)] == pytest.approx([0, 0.2, 0.4, 0.2, 0])
+
+    model, schedule, recipe = accuracy.solution_a(job)
     # Epoch, and rate at its start: torch's, which counts to its last step, so that ours differs in the third digit.
     log = {2: 0.06204, 3: 0.2139, 4: 0.40134, 5: 0.55249, 6: 0.60939, 13: 0.43393, 22: 0.0594, 24: 0.02828}
     assert [schedule(epoch - 1) for epoch in log] == pytest.approx(list(log.values()), abs=0.0015)
@@ -77,22 +76,15 @@ def test_solution_a_is_what_its_log_and_its_code_say():
     block, x = model.layer1.eval(), torch.randn(2, 4, 8, 8)
     inner, (first, second) = block.down(x), block.residual
     assert torch.allclose(block(x), inner + (inner + second.bn(second.conv(first(inner)))).clamp(min=0))
-
-
-def test_cyclic_momentum_is_applied_and_goes_on_after_a_restart():
-    policy, seen = accuracy.Cycle(2, 1, 0.95, 0.85, 0.95, cosine=True), []
-
-    def make():
-        return accuracy.CyclicMomentum([torch.zeros(1, requires_grad=True)], policy, 4, 0.0)
-
-    optimizer = make()
-    for _ in range(8):
+    momenta, state = [], None
+    for _ in range(24 * 2):  # restarted before each step
+        optimizer = recipe.make_optimizer(model.parameters())
+        if state:
+            optimizer.load_state_dict(state)
         optimizer.step()
-        seen.append(optimizer.param_groups[0]["momentum"])
-        again = make()
-        again.load_state_dict(optimizer.state_dict())
-        optimizer = again
-    assert seen[0] == 0.95 and min(seen) == seen[4] == pytest.approx(0.85)
+        state = optimizer.state_dict()
+        momenta.append(optimizer.param_groups[0]["momentum"])
+    assert momenta[0] == 0.95 and min(momenta) == momenta[5 * 2] == pytest.approx(0.85)
     assert not optimizer.param_groups[0]["nesterov"]
 
 
@@ -119,7 +111,6 @@ def test_superconvergence_runs_and_draws(tmp_path, call, monkeypatch):
     best = max(list(tried)[:2], key=tried.get)  # chosen on held-out images, shown on the test's
     shown = [(row["policy"], row["epochs"]) for row in rows if not row["tested_on"]]
     assert shown == [(name, epochs) for name in ("one-cycle", best, "steps from 0.1") for epochs in (2, 2, 6)]
-    assert len(superconvergence.table(rows).splitlines()) == 4 + 6
     with Image.open(tmp_path / "superconvergence.png") as image:
         assert image.width > 600
 
@@ -131,7 +122,7 @@ def test_the_study_of_rates_widens_its_grid_and_runs_nothing_twice(tmp_path, cal
 
     def tent(setting, seed, rule, pair, root) -> dict:
         value = 90 - 10 * abs(math.log2(pair[1] / 1.6)) + seed
-        return {"raw": value, "ema": value, "failed": rule == "steepest"}
+        return {"raw": value, "ema": value, "failed": False}
 
     monkeypatch.setattr(lr_finder, "accuracy", tent)
     monkeypatch.setattr(lr_finder, "curves", lambda *_: CURVES)
@@ -140,12 +131,6 @@ def test_the_study_of_rates_widens_its_grid_and_runs_nothing_twice(tmp_path, cal
     grid = sorted({row["lr_max"] for row in rows.rows if row["rule"] == "grid"})
     assert grid == pytest.approx([0.1 * 2**k for k in range(round(math.log2(grid[0] / 0.1)), 6)])  # one beyond 1.6
     assert grid[0] < found["eva_utils"][1] / 4 and len(rows.rows) == 3 * (1 + 7 + len(grid))
-    maxima = {rule: found.get(rule, (1, 1))[1] for rule in lr_finder.RULES}
-    maxima[lr_finder.WHOLE], maxima["eva_utils"] = maxima["eva_utils"], maxima["eva_utils"] / 2  # without normalisation
-    lost = {rule: f"{10 * abs(math.log2(rate / 1.6)):.1f}" for rule, rate in maxima.items()}
-    assert f"| steepest | {lost['steepest']} | {lost['steepest']} |  |  |  |  | 1 of 1 | 3 of 3 |" in printed
-    cells = [f"{x}{'***' * (rule == 'steepest')}" for rule, x in lost.items()]
-    assert f"| 1.6 | 91.0 | {' | '.join(cells)} | " in printed and "1 of 1 settings, 3 seeds" in printed
     with Image.open(tmp_path / "rows.png") as image:
         assert image.width > 600
     assert "'rule'" in printed and "'rule'" not in call(lr_finder, "--out", rows.path)
@@ -203,19 +188,6 @@ def test_throughputs_parts_and_ratios():
     samples["epoch: eva_utils"] = [{"images_per_second": v} for v in (500, 800, 2000)]
     assert (ratios := throughput.summarise(samples)["ratios"])["whole epoch, eva_utils over usual"] == 5  # of 5, 4, 5
     assert ratios["share of the matrix product's rate"][throughput.BEST] == pytest.approx(0.227)
-
-
-def test_tables_of_recipes_say_what_failed_and_what_is_uncertain():
-    row = {"width": 16, "epochs": 12, "data": "cifar10", "images": 45_000, "lr_max": 0.6, "seconds": 60, **machine()}
-    values = dict.fromkeys(("ema", "ema_tta"), 82) | {"train": 90}
-    ours = [{**row, **values, "recipe": "ours", "raw": x} for x in (80, 81, 82)]
-    others = [{**row, **values, "recipe": "gone", "raw": x, "train": x} for x in (78, 79, 80, 10)]
-    ends = {
-        accuracy.table: "| gone | 0.6 | 79.00 ± 1.00 | 82.00 ± 0.00 | 82.00 ± 0.00 | 79.00 ± 1.00 | 60 s |",
-        accuracy.ablation: "| gone | 79.00 ± 1.00 | 82.00 ± 0.00 | 2.00 ± 0.82 | 0.00 ± 0.00 |",  # sqrt(1/3 + 1/3)
-    }
-    for function, end in ends.items():
-        assert function(others + ours).splitlines()[-1] == f"{end} 3, and 1 at chance |"
 
 
 def test_the_rule_is_the_one_that_was_judged():
