@@ -24,6 +24,9 @@ def test_a_signal_waits_for_the_next_step_and_a_second_does_not(signum):
         signal.raise_signal(signum)
         signal.raise_signal(signum)
         done.append("never")
+    with pytest.raises(KeyboardInterrupt), stoppable(between_steps=True):
+        signal.raise_signal(signum)
+        raise RuntimeError("DataLoader worker exited unexpectedly")  # it got the signal, too
     with pytest.raises(KeyboardInterrupt), stoppable():
         signal.raise_signal(signum)
         done.append("never")
