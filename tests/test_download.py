@@ -197,25 +197,7 @@ def test_another_file_under_the_archives_name_is_refused_and_kept(server, offlin
     assert file.read_bytes() == b"mine" and listing(tmp_path) == [download.ARCHIVE]
 
 
-def test_folder_that_cannot_be_written_is_named(offline, monkeypatch, tmp_path):
-    def acquire(lock):  # rights taken away would not stop a test that runs as root
-        raise PermissionError(13, "Permission denied")
-
+def test_folder_that_cannot_be_written_is_named(offline, tmp_path):
     (tmp_path / "data").write_text("not a folder")
-    with pytest.raises(InputError, match=re.escape(str(tmp_path / "data"))):
+    with pytest.raises(InputError, match=f"cannot write into {str(tmp_path / 'data')!r}"):
         download.fetch_cifar10(tmp_path / "data")
-    monkeypatch.setattr(download.FileLock, "acquire", acquire)
-    with pytest.raises(InputError, match=f"{re.escape(str(tmp_path))}.*Permission denied"):
-        download.fetch_cifar10(tmp_path)
-
-
-def test_ctrl_c_leaves_no_partial_file(server, places, monkeypatch, tmp_path):
-    def interrupted(file):
-        assert listing(tmp_path) != []
-        raise KeyboardInterrupt
-
-    places(["good"], "good")
-    monkeypatch.setattr(download, "calculate_md5", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        download.fetch_cifar10(tmp_path)
-    assert listing(tmp_path) == []

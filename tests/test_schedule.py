@@ -1,4 +1,4 @@
-"""The learning-rate policies: numbers worked out by hand, PyTorch's own schedulers, and what must hold for any."""
+"""The learning-rate policies: numbers worked out by hand, PyTorch's step decay, and what must hold for any."""
 
 import math
 from dataclasses import replace
@@ -29,10 +29,6 @@ def test_rates_worked_out_by_hand(policy, table):
     assert {type(policy(number)) for number in (3, 3.0, np.float32(3), np.int64(3), np.array(3))} == {float}
 
 
-def sgd(lr: float = 0.1) -> torch.optim.SGD:
-    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr)
-
-
 def applied(optimizer, scheduler, steps: int) -> list[float]:
     """The rate of each of ``steps`` optimizer steps."""
     rates = []
@@ -42,21 +38,6 @@ def applied(optimizer, scheduler, steps: int) -> list[float]:
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
     return rates
-
-
-@pytest.mark.parametrize(
-    ("mode", "policy"),
-    [
-        ("triangular", Triangular(0.01, 0.5, 7)),
-        ("triangular2", Triangular2(0.01, 0.5, 7)),
-        ("exp_range", ExpRange(0.01, 0.5, 7, gamma=0.97)),
-    ],
-)
-def test_cyclic_policies_equal_torch_cyclic_lr(mode, policy):
-    """Called with iterations, over five and a half cycles."""
-    optimizer, shape = sgd(), {"mode": mode, "gamma": 0.97, "cycle_momentum": False}
-    theirs = torch.optim.lr_scheduler.CyclicLR(optimizer, 0.01, 0.5, step_size_up=7, **shape)
-    assert applied(optimizer, theirs, 78) == pytest.approx([policy(step) for step in range(78)], rel=1e-9)
 
 
 # What must hold for every policy.
@@ -161,7 +142,7 @@ def test_a_loop_of_ones_own_goes_on_at_the_right_rate(order):
 
 
 def test_step_decay_is_torchs_multi_step():
-    optimizer, policy = sgd(0.5), StepDecay(24, 0.5)
+    optimizer, policy = torch.optim.SGD([torch.zeros(1)], 0.5), StepDecay(24, 0.5)
     torchs = torch.optim.lr_scheduler.MultiStepLR(optimizer, [48, 72], gamma=0.1)
     rates = [policy(step / 4) for step in range(96)]
     assert applied(optimizer, torchs, 96) == pytest.approx(rates) == policy(np.arange(96) / 4)
