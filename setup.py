@@ -63,7 +63,6 @@ setup(
             "onnxscript",
             "ipykernel>=6.29",
             "packaging",
-            "scipy",
             "setuptools>=70.1",  # builds wheels by itself
         ],
     },

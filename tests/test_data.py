@@ -1,4 +1,4 @@
-"""Images: what they are, and how arrays and scikit-learn's digits become some. (CIFAR-10: test_download.py)"""
+"""Images: what they are, and how arrays become some. (CIFAR-10: test_download.py; digits: test_golden.py)"""
 
 import dataclasses
 import math
@@ -6,9 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
-from eva_utils import Images, InputError, digits, from_arrays
+from eva_utils import Images, InputError, from_arrays
 
 ARRAYS = np.zeros((4, 5, 6, 3), np.uint8), np.array([0, 1, 2, 1], np.int32)
 
@@ -72,17 +71,3 @@ def test_arrays_of_another_kind_are_refused(pixels, labels, words):
         from_arrays(ARRAYS, ARRAYS, "aba")
     with pytest.raises(InputError, match=r"classes is 'set'.* in the order of their labels"):
         from_arrays(ARRAYS, ARRAYS, {"ant", "bee", "cat"})
-
-
-def test_every_digit_is_in_exactly_one_split_with_its_label():
-    data, (train, test), again = load_digits(), digits(), digits()
-    assert train.pixels.shape == (1437, 32, 32, 3) and test.pixels.shape == (360, 32, 32, 3)
-    assert (int(test.pixels.min()), int(test.pixels.max()), test.classes) == (0, 255, tuple("0123456789"))
-    # The corners of the 4 x 4 blocks are the originals. Sorted with their labels, both sides have to be the same.
-    small = np.concatenate([images.pixels[:, ::4, ::4, 0].flatten(1).numpy() for images in (train, test)])
-    found = np.column_stack([small, np.concatenate([train.labels, test.labels])])
-    expected = np.column_stack([np.round(data.images * 255 / 16).reshape(-1, 64), data.target])
-    np.testing.assert_array_equal(found[np.lexsort(found.T)], expected[np.lexsort(expected.T)])
-    share = np.bincount(test.labels) / np.bincount(data.target)
-    assert np.all(abs(share - 0.2) < 0.01), "stratified"
-    assert train.pixels.equal(again[0].pixels) and test.labels.equal(again[1].labels), "always the same"
