@@ -96,49 +96,38 @@ def test_bad_argument_is_named_with_its_value(good, name, values):
 # The scheduler for a loop of one's own.
 
 
-def test_scheduler_applies_the_policy_at_every_step():
-    """Three epochs of four steps; the group with the highest rate follows it, the other keeps its ratio."""
-    policy, (first, second) = OneCycle(3, 1, 0.1, 1.0), (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
-    optimizer = torch.optim.SGD([{"params": [first], "lr": 8.0}, {"params": [second]}], lr=2.0)
-    torch.optim.lr_scheduler.StepLR(optimizer, 1)  # leaves its own idea of the initial rates in the optimizer
-    with pytest.raises(InputError, match="steps_per_epoch is 0"):
-        policy.scheduler(optimizer, 0)
-    scheduler = policy.scheduler(optimizer, steps_per_epoch=4)
-    for step in range(12):
-        assert [group["lr"] for group in optimizer.param_groups] == [policy(step / 4), policy(step / 4) / 4]
-        optimizer.step()
-        scheduler.step()
-    assert scheduler.get_last_lr() == [policy(3.0), policy(3.0) / 4]
-
-
 @pytest.mark.parametrize(
     "order", ["optimizer, make, scheduler", "make, optimizer, scheduler", "make, scheduler, optimizer"]
 )
-def test_a_loop_of_ones_own_goes_on_at_the_right_rate(order):
-    """Whichever state is loaded first, the optimizer's also before the scheduler is made."""
+def test_a_loop_of_ones_own_follows_the_policy_and_goes_on_whichever_state_is_loaded_first(order):
+    """The group with the highest rate follows it, the other keeps its ratio."""
+    policy = OneCycle(3, 1, 0.1, 1.0)
 
     def new():
-        weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
-        return torch.optim.AdamW([{"params": [weights[0]], "lr": 1.0}, {"params": [weights[1]], "lr": 0.1}])
+        first, second = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+        optimizer = torch.optim.AdamW([{"params": [first], "lr": 8.0}, {"params": [second]}], lr=2.0)
+        torch.optim.lr_scheduler.StepLR(optimizer, 1)  # leaves its own idea of the initial rates in the optimizer
+        return {"optimizer": optimizer}
 
-    policy, optimizer = ONE_CYCLE, new()
-    scheduler = policy.scheduler(optimizer, steps_per_epoch=4)
-    for _ in range(5):
-        optimizer.step()
-        scheduler.step()
-    saved = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+    def loop(parts, steps):
+        for step in steps:
+            rates = [group["lr"] for group in parts["optimizer"].param_groups]
+            assert rates == [policy(step / 4), policy(step / 4) / 4]
+            parts["optimizer"].step()
+            parts["scheduler"].step()
 
-    again = {"optimizer": new()}
+    parts, again = new(), new()
+    with pytest.raises(InputError, match="steps_per_epoch is 0"):
+        policy.scheduler(parts["optimizer"], 0)
+    parts["scheduler"] = policy.scheduler(parts["optimizer"], steps_per_epoch=4)
+    loop(parts, range(5))
     for part in order.split(", "):
         if part == "make":
             again["scheduler"] = policy.scheduler(again["optimizer"], steps_per_epoch=4)
         else:
-            again[part].load_state_dict(saved[part])
-    groups = again["optimizer"].param_groups
-    assert [group["lr"] for group in groups] == [group["lr"] for group in optimizer.param_groups]
-    again["optimizer"].step()
-    again["scheduler"].step()
-    assert groups[0]["lr"] == policy(6 / 4)
+            again[part].load_state_dict(parts[part].state_dict())
+    loop(again, range(5, 12))
+    assert again["scheduler"].get_last_lr() == [policy(3.0), policy(3.0) / 4]
 
 
 def test_step_decay_is_torchs_multi_step():
