@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from torch.utils.data import DataLoader, default_collate
 
 import eva_utils as eva
 from common import ASSETS, machine
@@ -62,21 +63,14 @@ def peak_memory() -> dict:
 # The usual pipeline: a data set of single images, a DataLoader with its defaults, float32, a .item() each step.
 
 
-class PerImage(torch.utils.data.Dataset):
-    def __init__(self, images: eva.Images, transform) -> None:
-        self.images, self.transform = images, transform
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int):
-        return self.transform(self.images.pixels[i].numpy()), int(self.images.labels[i])
-
-
 def per_image(images: eva.Images, workers: int, augment=RECIPE.augment):
     pipeline = augment.albumentations(images.mean, images.std, 32, 32)
-    dataset = PerImage(images, lambda pixels: pipeline(image=pixels)["image"])
-    return torch.utils.data.DataLoader(dataset, BATCH, shuffle=True, num_workers=workers)
+    pairs = list(zip(images.pixels.numpy(), images.labels.tolist(), strict=True))
+
+    def collate(batch: list):
+        return default_collate([(pipeline(image=pixels)["image"], label) for pixels, label in batch])
+
+    return DataLoader(pairs, BATCH, shuffle=True, num_workers=workers, collate_fn=collate)
 
 
 def usual():

@@ -315,27 +315,11 @@ def test_a_data_loader_and_adamw(tiny, cnn, batches):
     assert facts == [32, 12, None, 8]  # the loader's, not the recipe's
 
 
-# Seeds
-
-
-@pytest.mark.parametrize(("engine", "workers"), [("batch", 0), ("albumentations", 0), ("albumentations", 2)])
-def test_a_seed_decides_everything(engine, workers, train, state):
-    runs = []
-    for seed in (4, 4, 5):
-        random.random(), np.random.random(), torch.rand(1)  # what the caller drew before decides nothing
-        before = state(nn.Module())
-        with torch.set_grad_enabled(len(runs) == 0):  # nor does whether gradients were switched off
-            runs.append(train(seed=seed, engine=engine, workers=workers))
-        assert state(nn.Module()) == before  # and the caller's random state is restored
-    assert_same_run(runs[0], runs[1])
-    assert not same(runs[0].model, runs[2].model)
-
-
 # Stopped and gone on
 
 
 @pytest.mark.parametrize(("engine", "workers"), [("batch", 0), ("albumentations", 2)])
-def test_a_stopped_run_goes_on_and_ends_like_an_undisturbed_one(engine, workers, cnn, train, tmp_path, capsys):
+def test_a_stopped_run_goes_on_and_ends_like_an_undisturbed_one(engine, workers, cnn, train, state, tmp_path, capsys):
     model, taken, before = cnn(), [], signal.getsignal(signal.SIGTERM)
 
     def sgd(parameters):
@@ -354,9 +338,13 @@ def test_a_stopped_run_goes_on_and_ends_like_an_undisturbed_one(engine, workers,
     assert "stopped in epoch 2 of 3; the same call goes on after epoch 1" in capsys.readouterr().out
     assert len(read_csv(tmp_path / "history.csv")) == 1
     # In the same notebook, with the model as it was left; and in another process, with another random state.
-    torch.manual_seed(99)
+    random.seed(99), np.random.seed(99), torch.manual_seed(99)
+    before = state(nn.Module())
     for again in (copy.deepcopy(model), cnn()):
-        assert_same_run(train(again, **options, folder=tmp_path), undisturbed)
+        with torch.no_grad():  # decides nothing, either
+            assert_same_run(train(again, **options, folder=tmp_path), undisturbed)
+    assert state(nn.Module()) == before  # the caller's random state is restored
+    assert not same(train(**options, seed=5).model, undisturbed.model)
     assert "finished, nothing to compute" in capsys.readouterr().out
 
 
