@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -30,18 +31,25 @@ from accuracy import Cycle
 from common import ASSETS, Rows, machine, markdown, where
 from eva_utils.batches import loader
 from eva_utils.device import autocast, choose_device, choose_precision, keep_memory
-from eva_utils.lr_curve import BARE
+from eva_utils.lr_curve import BARE, read_curve
 from eva_utils.lr_finder import range_test
 from eva_utils.model import conv_bn
 from eva_utils.plots._base import BLUE, ORANGE, Picture, styled
 from eva_utils.train import Trainer
-from lr_rules import ADAMW, RATIO, TESTS, Curves, rates
 
 SEEDS = range(3)
 RULES = ("eva_utils", "lowest / 10", "steepest", "valley", "Prodigy", "schedule-free")
 # What eva_utils did for SGD and networks without normalisation layers, too, until this study showed what that costs.
 WHOLE = "not halved"
 GRID, MOST = 6, 12  # so many LR_MAX, a factor of two apart, and at most where the best stays at an end
+RATIO = 20  # LR_MAX over LR_MIN on the grid, and for the rules that say nothing of LR_MIN
+# Ours, which "lowest" and "steepest" are read off as well, and fastai's own, because its range is part of its rule.
+TESTS = {
+    "eva_utils": {"lr_start": 1e-3, "lr_end": 10.0, "steps": 90},
+    "fastai": {"lr_start": 1e-7, "lr_end": 10.0, "steps": 100},
+}
+ADAMW = TESTS | {"eva_utils": {"lr_start": 1e-5, "lr_end": 0.1, "steps": 90}}
+Curves = dict[str, dict[str, list[float]]]  # of TESTS: their "lr" and "loss"
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,56 @@ OTHERS = [
 ALL = [*SETTINGS, *OTHERS]
 Pair = tuple[float, float]  # (LR_MIN, LR_MAX)
 Task = tuple[Setting, int, str, Pair | None]  # with seed and rule; None: the range tests
+
+
+# How the rules read a curve
+
+
+def rates(curves: Curves, classes: int = 10, share: float = 1.0) -> dict[str, tuple[float, float]]:
+    """(lr_min, lr_max) of each rule; ours, times ``share``, is left out where it refuses the curve."""
+    lr, loss = (np.array(values) for values in curves["eva_utils"].values())
+    smooth, inner = exponential(loss, 0.05), slice(10, -5)  # torch-lr-finder's
+    maxima = {
+        "lowest / 10": lr[np.nanargmin(smooth)] / 10,
+        "steepest": lr[inner][np.nanargmin(np.gradient(smooth[inner]))],
+    }
+    fastai_lr, fastai_loss = (np.array(values) for values in curves["fastai"].values())
+    maxima["valley"] = fastai_lr[inner][valley(corrected(fastai_loss, 0.98)[inner])]
+    found = {rule: (float(rate) / RATIO, float(rate)) for rule, rate in maxima.items()}
+    with contextlib.suppress(eva.InputError):
+        ours = read_curve(lr, loss, math.log(classes), share)
+        found["eva_utils"] = ours.lr_min, ours.lr_max
+    return found
+
+
+def exponential(loss: np.ndarray, new: float) -> np.ndarray:
+    """torch-lr-finder's smoothing: ``new`` of the new value, the rest of the smoothed one before."""
+    out = loss.copy()
+    for i in range(1, len(loss)):
+        out[i] = new * loss[i] + (1 - new) * out[i - 1]
+    return out
+
+
+def corrected(loss: np.ndarray, old: float) -> np.ndarray:
+    """An exponential average that starts at zero, divided by the weight it has so far."""
+    out, average = [], 0.0
+    for i, value in enumerate(loss):
+        average = old * average + (1 - old) * value
+        out.append(average / (1 - old ** (i + 1)))
+    return np.array(out)
+
+
+def valley(loss: np.ndarray) -> int:
+    """fastai's rule: half of its length before the end of the curve's longest falling subsequence."""
+    length = np.ones(len(loss), dtype=int)
+    for i in range(1, len(loss)):
+        before = length[:i][loss[:i] > loss[i]]
+        length[i] = 1 + (before.max() if len(before) else 0)
+    end = int(length.argmax())
+    return max(0, end - int(length[end]) + int(length[end] / 3) + int(length[end] / 6))
+
+
+# The networks
 
 
 class ViT(nn.Module):

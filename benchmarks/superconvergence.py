@@ -4,7 +4,7 @@
     python benchmarks/superconvergence.py --data data/cifar10-pixels --width 16 --epochs 12 --seeds 3  # on a CPU's core
 
 One-cycle with the found rates, a constant rate and step decay, --seeds times, and once in three times as many epochs.
-The constant rate and the rate that a decay starts from are those of CONSTANT and DECAY that did best on held-out
+The constant rate and the rate that a decay starts from are those of POLICIES that did best on held-out
 training images (EMA, seed 0). Writes assets/benchmarks/superconvergence.json (what is there is not run again) and .png.
 """
 
@@ -18,10 +18,9 @@ from accuracy import Job, split
 from common import ASSETS, NAMES, Rows, folder_name, machine, markdown, some, spread, where
 from eva_utils import plots
 
-CONSTANT = [0.02, 0.1, 0.5]
-DECAY = [0.1, 0.5]  # lower ones are what it decays to
-# Name: the rates tried, and the shares of the epochs after which the rate falls to a tenth.
-POLICIES = {"one-cycle": ([], ()), "constant": (CONSTANT, ()), "steps from": (DECAY, (0.5, 0.75))}
+# Name: the rates tried (of a decay none that it comes down to), and the shares of the epochs after which the rate falls
+# to a tenth.
+POLICIES = {"one-cycle": ([], ()), "constant": ([0.02, 0.1, 0.5], ()), "steps from": ([0.1, 0.5], (0.5, 0.75))}
 
 
 def run(rows: Rows, name: str, schedule, job: Job, test: eva.Images, held_out: bool = False) -> dict:
@@ -78,15 +77,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--images", type=int, help="train on this many (all of them)")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--longer", type=int, default=3, help="times the epochs, for the one longer run (3; 0: none)")
-    parser.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
     parser.add_argument("--out", type=Path, default=ASSETS)
     parser.add_argument("--work", type=Path, default=Path("runs/superconvergence-study"), help="for checkpoints")
     args = parser.parse_args()
     rows, shown = Rows(args.out / "superconvergence.json"), []
     train, test = split(args.data, held_out=False)
-    for kind in args.policies:
-        tried, milestones = POLICIES[kind]
+    for kind, (tried, milestones) in POLICIES.items():
         best = None
         if tried:
             some_of_them, held_out = split(args.data, held_out=True)
@@ -96,7 +92,7 @@ def main() -> None:
                 policy = eva.StepDecay(args.epochs, lr, milestones=milestones)
                 ends[lr] = run(rows, f"{kind} {lr:g}", policy, trial, held_out, True)["test_accuracy_ema"][-1]
             best = max(ends, key=ends.get)
-        for seed, times in [(seed, 1) for seed in range(args.seeds)] + [(0, args.longer)] * (args.longer > 0):
+        for seed, times in [(seed, 1) for seed in range(args.seeds)] + [(0, 3)]:
             job = Job(some(train, args.images), times * args.epochs, args.width, seed, args.work)
             if best is None:
                 recipe = eva.Recipe(seed=seed)

@@ -16,7 +16,6 @@ import accuracy
 import eva_utils as eva
 import gpu_day
 import lr_finder
-import lr_rules
 import superconvergence
 import throughput
 from common import Rows
@@ -29,7 +28,7 @@ CURVES = {
         "lr": np.geomspace(test["lr_start"], test["lr_end"], test["steps"]).tolist(),
         "loss": np.interp(np.linspace(0, 1, test["steps"]), [0, 0.3, 0.7, 1], [2.3, 2.2, 1.2, 2.0]).tolist(),
     }
-    for name, test in lr_rules.TESTS.items()
+    for name, test in lr_finder.TESTS.items()
 }
 
 
@@ -127,7 +126,7 @@ def test_the_study_of_rates_widens_its_grid_and_runs_nothing_twice(tmp_path, cal
     monkeypatch.setattr(lr_finder, "accuracy", tent)
     monkeypatch.setattr(lr_finder, "curves", lambda *_: CURVES)
     printed = call(lr_finder, "--out", tmp_path / "rows.json")
-    rows, found = Rows(tmp_path / "rows.json"), lr_rules.rates(CURVES)
+    rows, found = Rows(tmp_path / "rows.json"), lr_finder.rates(CURVES)
     grid = sorted({row["lr_max"] for row in rows.rows if row["rule"] == "grid"})
     assert grid == pytest.approx([0.1 * 2**k for k in range(round(math.log2(grid[0] / 0.1)), 6)])  # one beyond 1.6
     assert grid[0] < found["eva_utils"][1] / 4 and len(rows.rows) == 3 * (1 + 7 + len(grid))
