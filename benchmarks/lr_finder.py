@@ -111,35 +111,24 @@ Task = tuple[Setting, int, str, Pair | None]  # with seed and rule; None: the ra
 def rates(curves: Curves, classes: int = 10, share: float = 1.0) -> dict[str, tuple[float, float]]:
     """(lr_min, lr_max) of each rule; ours, times ``share``, is left out where it refuses the curve."""
     lr, loss = (np.array(values) for values in curves["eva_utils"].values())
-    smooth, inner = exponential(loss, 0.05), slice(10, -5)  # torch-lr-finder's
+    smooth, inner = loss.copy(), slice(10, -5)  # torch-lr-finder's
+    for i in range(1, len(loss)):
+        smooth[i] = 0.05 * loss[i] + 0.95 * smooth[i - 1]
     maxima = {
         "lowest / 10": lr[np.nanargmin(smooth)] / 10,
         "steepest": lr[inner][np.nanargmin(np.gradient(smooth[inner]))],
     }
     fastai_lr, fastai_loss = (np.array(values) for values in curves["fastai"].values())
-    maxima["valley"] = fastai_lr[inner][valley(corrected(fastai_loss, 0.98)[inner])]
+    corrected, average = [], 0.0  # an average that starts at zero, divided by the weight it has so far
+    for i, value in enumerate(fastai_loss):
+        average = 0.98 * average + (1 - 0.98) * value
+        corrected.append(average / (1 - 0.98 ** (i + 1)))
+    maxima["valley"] = fastai_lr[inner][valley(np.array(corrected)[inner])]
     found = {rule: (float(rate) / RATIO, float(rate)) for rule, rate in maxima.items()}
     with contextlib.suppress(eva.InputError):
         ours = read_curve(lr, loss, math.log(classes), share)
         found["eva_utils"] = ours.lr_min, ours.lr_max
     return found
-
-
-def exponential(loss: np.ndarray, new: float) -> np.ndarray:
-    """torch-lr-finder's smoothing: ``new`` of the new value, the rest of the smoothed one before."""
-    out = loss.copy()
-    for i in range(1, len(loss)):
-        out[i] = new * loss[i] + (1 - new) * out[i - 1]
-    return out
-
-
-def corrected(loss: np.ndarray, old: float) -> np.ndarray:
-    """An exponential average that starts at zero, divided by the weight it has so far."""
-    out, average = [], 0.0
-    for i, value in enumerate(loss):
-        average = old * average + (1 - old) * value
-        out.append(average / (1 - old ** (i + 1)))
-    return np.array(out)
 
 
 def valley(loss: np.ndarray) -> int:
@@ -316,10 +305,6 @@ def pairs(rows: Rows, setting: Setting, seed: int) -> dict[str, Pair]:
     return {rule: found.get(rule, (1.0, 1.0)) for rule in (*RULES, WHOLE) if rule in found or rule in RULES[-2:]}
 
 
-def on_grid(rate: float) -> Pair:
-    return rate / RATIO, rate
-
-
 def grid(rows: Rows, setting: Setting) -> dict[float, float | None]:
     """LR_MAX -> mean accuracy over the seeds, None where it has not been trained with."""
     found = [pairs(rows, setting, seed) for seed in SEEDS]
@@ -330,7 +315,7 @@ def grid(rows: Rows, setting: Setting) -> dict[float, float | None]:
     while True:
         tried = {}
         for rate in (0.1 * 2**k for k in range(low, high + 1)):
-            runs = [done(rows, setting, seed, "grid", on_grid(rate)) for seed in SEEDS]
+            runs = [done(rows, setting, seed, "grid", (rate / RATIO, rate)) for seed in SEEDS]
             tried[rate] = mean(row["raw"] for row in runs) if all(runs) else None
         if None in tried.values() or len(tried) >= MOST:
             return tried
@@ -353,8 +338,8 @@ def missing(rows: Rows, settings: list[Setting]) -> Iterator[Task]:
         while None in (tried := grid(rows, setting)).values():
             for rate in tried:
                 for seed in SEEDS:
-                    if not done(rows, setting, seed, "grid", on_grid(rate)):
-                        yield setting, seed, "grid", on_grid(rate)
+                    if not done(rows, setting, seed, "grid", pair := (rate / RATIO, rate)):
+                        yield setting, seed, "grid", pair
 
 
 def judged(rows: Rows, setting: Setting) -> tuple[float, float, dict[str, list[dict]]] | None:

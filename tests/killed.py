@@ -28,16 +28,11 @@ def die(*args) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def half(write_bytes, path: Path, data) -> None:
-    write_bytes(path, data[: len(data) // 2])
-    die()
-
-
 # phase: (whose, which function, what happens instead of its n-th call)
 PHASES = {
     "step": (torch.optim.SGD, "step", lambda real, *args: (real(*args), die())),  # moved, but not yet written down
     "evaluation": (look, "autocast", die),
-    "write": (Path, "write_bytes", half),
+    "write": (Path, "write_bytes", lambda real, path, data: (real(path, data[: len(data) // 2]), die())),
     "sync": (os, "fsync", die),
     "rename": (os, "replace", die),  # between temporary file and rename
     "renamed": (os, "replace", lambda real, *args: (real(*args), die())),

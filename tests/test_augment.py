@@ -5,25 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from eva_utils import Augment, Images, InputError
+from eva_utils import Augment, InputError
 from eva_utils.augment import NONE
-
-
-def through_albumentations(augment: Augment, images: Images) -> tuple[torch.Tensor, torch.Tensor]:
-    """The images through ``augment``'s pipeline, one by one, and what albumentations drew for them."""
-    _, height, width, _ = images.pixels.shape
-    pipeline = augment.albumentations(images.mean, images.std, height, width)
-    pipeline = A.Compose(pipeline.transforms, save_applied_params=True)  # the same, but telling what it drew
-    pipeline.set_random_seed(0)
-    out, draws = [], []
-    for image in images.pixels.numpy():
-        result = pipeline(image=image)
-        out.append(result["image"])
-        drawn = dict(result["applied_transforms"])
-        left, top = drawn["RandomCrop"]["crop_coords"][:2] if "RandomCrop" in drawn else (0, 0)
-        hole_left, hole_top = drawn["CoarseDropout"]["holes"][0, :2] if "CoarseDropout" in drawn else (0, 0)
-        draws.append([top, left, "HorizontalFlip" in drawn, hole_top, hole_left])
-    return torch.stack(out), torch.tensor(np.array(draws, dtype=np.int64)).T
 
 
 @pytest.mark.parametrize(("augment", "height", "width"), [
@@ -34,9 +17,20 @@ def through_albumentations(augment: Augment, images: Images) -> tuple[torch.Tens
 def test_both_engines_make_the_same_pixels_of_the_same_draws(augment, height, width, noise):
     images, index = noise(250, height, width), torch.randint(250, (250,))
     before = images.pixels.clone()
-    expected, draws = through_albumentations(augment, images[index])
+    pipeline = augment.albumentations(images.mean, images.std, height, width)
+    pipeline = A.Compose(pipeline.transforms, save_applied_params=True)  # the same, but telling what it drew
+    pipeline.set_random_seed(0)
+    expected, draws = [], []
+    for image in images[index].pixels.numpy():
+        result = pipeline(image=image)
+        expected.append(result["image"])
+        drawn = dict(result["applied_transforms"])
+        left, top = drawn["RandomCrop"]["crop_coords"][:2] if "RandomCrop" in drawn else (0, 0)
+        hole_left, hole_top = drawn["CoarseDropout"]["holes"][0, :2] if "CoarseDropout" in drawn else (0, 0)
+        draws.append([top, left, "HorizontalFlip" in drawn, hole_top, hole_left])
+    draws = torch.tensor(np.array(draws, dtype=np.int64)).T
     found = augment.take(images.pixels, augment.places(draws, index, height, width), images.mean, images.std)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=0)
     assert torch.equal(images.pixels, before), "an epoch that writes into the data spoils all that follow"
     # The borders are where an off-by-one would hide; so this must not have passed without them.
     top, left, flip, hole_top, hole_left = map(set, draws.tolist())

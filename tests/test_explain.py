@@ -1,6 +1,5 @@
 """Grad-CAM against the same by hand; whatever comes after the layer or surrounds the call makes no difference."""
 
-import copy
 from dataclasses import replace
 
 import cv2
@@ -41,13 +40,11 @@ def by_hand(model: nn.Sequential, x: torch.Tensor, label: int, layer: str, metho
 
     arXiv:1610.02391, equations 1 and 2; arXiv:2011.08891, equation 5.
     """
-    out = x
-    for name, module in copy.deepcopy(model).named_children():
-        out = module(out)
-        if name == layer:
-            activations = out = out.detach().requires_grad_()
-            out = out.clone()  # for in-place operations
-    (weights,) = torch.autograd.grad(out[0, label], activations)
+    seen = []
+    catch = lambda *args: seen.append(args[2].requires_grad_()) or args[2].clone()  # noqa: E731 - for what is in place
+    with model.get_submodule(layer).register_forward_hook(catch):
+        logit = model(x)[0, label]
+    (activations,), (weights,) = seen, torch.autograd.grad(logit, seen)
     if method == "gradcam":
         weights = weights.mean((2, 3), keepdim=True)
     cam = (weights * activations).sum(1)[0].detach()
@@ -56,11 +53,7 @@ def by_hand(model: nn.Sequential, x: torch.Tensor, label: int, layer: str, metho
         cam = cam - cam.min()
         return cam / (cam.max() + 1e-7)
 
-    return (
-        scaled(cv2.resize(scaled(cam.relu().numpy()), (x.shape[3], x.shape[2]))),
-        cam.sum().item(),
-        out[0, label].item(),
-    )
+    return scaled(cv2.resize(scaled(cam.relu().numpy()), (x.shape[3], x.shape[2]))), cam.sum().item(), logit.item()
 
 
 @pytest.mark.parametrize("method", ["gradcam", "hirescam"])

@@ -280,18 +280,13 @@ class Volumes(nn.Conv3d):
         pass
 
 
-class Table:
-    """It has no rate for the end of the last epoch."""
-
-    epochs = 2
-
-    def __call__(self, epoch):
+def test_a_network_and_a_schedule_that_take_only_what_they_are_made_for(tmp_path):
+    def schedule(epoch):  # without a rate for the end of the last epoch
         return [0.1, 0.01][int(epoch)]
 
-
-def test_a_network_and_a_schedule_that_take_only_what_they_are_made_for(tmp_path):
+    schedule.epochs = 2
     data = [(torch.randint(5, (4, 3, 5, 6, 7)).float(), torch.tensor([0, 1, 2, 0]))] * 2
-    run = fit(Volumes(3, 3, 3), data, data, Table(), RECIPE, folder=tmp_path)
+    run = fit(Volumes(3, 3, 3), data, data, schedule, RECIPE, folder=tmp_path)
     assert [row["applied"] for row in run.steps] == [0.1, 0.1, 0.01, 0.01]
     with contextlib.suppress(InputError):  # noise has no curve to read
         find_lr(run.model, data, RECIPE)

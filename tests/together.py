@@ -49,17 +49,6 @@ def watched(model: nn.Module) -> list[torch.Tensor]:
     return seen
 
 
-def stopped_in_step(number: int, model: nn.Module) -> nn.Module:
-    calls = itertools.count(1)
-
-    def stop(module, x):
-        if module.training and next(calls) == number:
-            raise KeyboardInterrupt
-
-    model.register_forward_pre_hook(stop)
-    return model
-
-
 def work(folder: Path) -> dict:
     train, test = images(38, 1), images(13, 2)  # in batches of 16: 16, 16 and 6
     left = {}
@@ -86,8 +75,15 @@ def work(folder: Path) -> dict:
     # Stopped in the second epoch and gone on. The folder is rank 0's alone, as on machines that share no disk.
     own = folder / f"run-{world_size()}" if rank() == 0 else folder / "nowhere"
     left["whole"] = fit(network(), train, test, SCHEDULE, RECIPE).model.state_dict()
+    model, steps = network(), itertools.count(1)
+
+    def stop(module, x):
+        if module.training and next(steps) == 5:
+            raise KeyboardInterrupt
+
+    model.register_forward_pre_hook(stop)
     try:
-        fit(stopped_in_step(5, network()), train, test, SCHEDULE, RECIPE, folder=own)
+        fit(model, train, test, SCHEDULE, RECIPE, folder=own)
     except KeyboardInterrupt:
         left["resumed"] = fit(network(), train, test, SCHEDULE, RECIPE, folder=own)
         left["resumed"] = left["resumed"].model.state_dict()
