@@ -11,7 +11,6 @@ trained on: for decisions, since test images choose nothing.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from statistics import mean, median, stdev
 import torch
 
 import eva_utils as eva
-from common import ASSETS, NAMES, Rows, folder_name, machine, markdown, some, spread, where
+from common import ASSETS, NAMES, Rows, folder_name, machine, markdown, options, some, spread, where
 from eva_utils.batches import loader
 from eva_utils.device import choose_device
 from eva_utils.model import Residual
@@ -260,16 +259,9 @@ def sizes(rows: list[dict]) -> dict[str, dict[str, list[dict]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="cifar10", help="cifar10 (its archive in data/), digits or an image folder")
+    parser = options(__doc__, ASSETS / "accuracy.json", "accuracy")
     parser.add_argument("--recipes", nargs="+", default=["recipes"], choices=[*GROUPS, *RECIPES, *ABLATIONS, *T4])
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--epochs", type=int, default=24)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--images", type=int, help="train on this many (all of them)")
     parser.add_argument("--held-out", action="store_true", help="test on held-out training images")
-    parser.add_argument("--out", type=Path, default=ASSETS / "accuracy.json")
-    parser.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="folder for checkpoints")
     args = parser.parse_args()
     rows, (train, test) = Rows(args.out), split(args.data, args.held_out)
     train, tested_on = some(train, args.images), "held out" if args.held_out else "test"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import platform
@@ -31,6 +32,19 @@ def machine() -> dict:
         "version": __version__,
         "date": date.today().isoformat(),
     }
+
+
+def options(doc: str, out: Path, work: str) -> argparse.ArgumentParser:
+    """The command line of what trains ResNet9s by several recipes or policies."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="cifar10", help="cifar10 (its archive in data/), digits or an image folder")
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--images", type=int, help="train on this many (all of them)")
+    parser.add_argument("--out", type=Path, default=out)
+    parser.add_argument("--work", type=Path, default=Path("runs") / work, help="folder for checkpoints")
+    return parser
 
 
 def where(measured: dict) -> str:

@@ -10,12 +10,9 @@ training images (EMA, seed 0). Writes assets/benchmarks/superconvergence.json (w
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import eva_utils as eva
 from accuracy import Job, split
-from common import ASSETS, NAMES, Rows, folder_name, machine, markdown, some, spread, where
+from common import ASSETS, NAMES, Rows, folder_name, machine, markdown, options, some, spread, where
 from eva_utils import plots
 
 # Name: the rates tried (of a decay none that it comes down to), and the shares of the epochs after which the rate falls
@@ -71,15 +68,7 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="cifar10", help="cifar10 (its archive in data/), digits or an image folder")
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--epochs", type=int, default=24)
-    parser.add_argument("--images", type=int, help="train on this many (all of them)")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=ASSETS)
-    parser.add_argument("--work", type=Path, default=Path("runs/superconvergence-study"), help="for checkpoints")
-    args = parser.parse_args()
+    args = options(__doc__, ASSETS, "superconvergence-study").parse_args()
     rows, shown = Rows(args.out / "superconvergence.json"), []
     train, test = split(args.data, held_out=False)
     for kind, (tried, milestones) in POLICIES.items():
