@@ -1,6 +1,5 @@
 """What the repository shows is true and complete: the committed run, README, recipes, links, metadata."""
 
-import importlib.util
 import inspect
 import math
 import os
@@ -20,6 +19,7 @@ from PIL import Image
 import common as benchmark
 import eva_utils as eva
 import lr_finder
+import update_tables
 from eva_utils import OneCycle, ResNet9
 from eva_utils.lr_curve import Curve, LRRange, read_curve
 from eva_utils.run import read_csv, read_json
@@ -31,14 +31,6 @@ RECIPES = (ROOT / "docs" / "recipes.md").read_text(encoding="utf8")
 RUN = ROOT / "assets" / "runs" / "cifar10-24"
 RESULTS, HISTORY, STEPS = read_json(RUN / "results.json"), read_csv(RUN / "history.csv"), read_csv(RUN / "lr.csv")
 RATES = LRRange.load(RUN / "lr_range.json")
-
-
-def tool(name: str):
-    """A script of tools/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def notebook(name: str) -> list:
@@ -109,16 +101,15 @@ def test_the_numbers_on_readmes_first_screen_are_the_measured_ones():
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
 def test_a_pages_tables_and_links_are_true(page):
     text = (ROOT / page).read_text(encoding="utf8")
-    assert tool("update_tables").updated(text) == text  # what stands in assets/
+    assert update_tables.updated(text) == text  # what stands in assets/
     for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
         assert (ROOT / page).parent.joinpath(link).exists(), link
 
 
 def test_every_table_is_on_a_page_and_one_that_is_out_of_date_is_noticed():
-    tables = tool("update_tables")
-    assert tables.updated(README.replace("| ours |", "| theirs |")) == README
-    pages = [(ROOT / page).read_text(encoding="utf8") for page in tables.PAGES]
-    assert {match[2] for page in pages for match in tables.MARKERS.finditer(page)} == set(tables.TABLES)
+    assert update_tables.updated(README.replace("| ours |", "| theirs |")) == README
+    pages = [(ROOT / page).read_text(encoding="utf8") for page in update_tables.PAGES]
+    assert {match[2] for page in pages for match in update_tables.MARKERS.finditer(page)} == set(update_tables.TABLES)
 
 
 def blocks(text: str) -> list[str]:
