@@ -1,7 +1,7 @@
 """Training batches: three loaders behind one protocol.
 
 ``len(loader)`` is the number of steps in an epoch, ``loader.epoch(k)`` iterates over epoch k (0, 1, ...) and gives
-(x, y) on the device: float32 (b, 3, h, w) in channels_last memory and int64 (b,). What comes is a function of
+(x, y) on the device: float32 (b, 3, h, w) and int64 (b,). What comes is a function of
 (seed, epoch) and of nothing else: epoch 7 is the same whether or not epoch 6 ran before it, so a resumed run sees what
 an undisturbed one sees. Every image comes once an epoch; the last batch is smaller if the batch size does not
 divide their number (a single image left over joins the batch before it). Of several processes, each takes its shard
@@ -192,9 +192,8 @@ class GivenLoader:
 
 
 def _placed(x: torch.Tensor, y: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    layout = torch.channels_last if x.ndim == 4 else torch.preserve_format
     early = device.type == "cuda"  # the other way round, nobody would wait for the pixels
-    return x.to(device, non_blocking=early, memory_format=layout), y.to(device, non_blocking=early)
+    return x.to(device, non_blocking=early), y.to(device, non_blocking=early)
 
 
 def plain_batches(data, batch_size: int, device: torch.device) -> Batches:

@@ -7,7 +7,6 @@ import platform
 from collections.abc import Iterator
 
 import torch
-from torch import nn
 
 from .errors import InputError, check, first_line
 
@@ -55,12 +54,6 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context for forward passes in ``precision``."""
     # Without its cache: within an autocast of the caller's it would give the first weights in all steps.
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32", cache_enabled=False)
-
-
-def placed(model: nn.Module, device: torch.device) -> nn.Module:
-    """``model`` on ``device``, in channels_last memory, which is faster, unless it has weights of three dimensions."""
-    three = any(t.ndim == 5 for t in (*model.parameters(), *model.buffers()))
-    return model.to(device, memory_format=torch.preserve_format if three else torch.channels_last)
 
 
 def describe(device: torch.device, processes: int = 1) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 from . import run
 from .batches import plain_batches
 from .data import Images, check_images
-from .device import placed, seeded
+from .device import seeded
 from .errors import InputError, check, first_line
 from .model import device_of, forward
 from .processes import on_first
@@ -52,7 +52,7 @@ def two_of(data) -> torch.Tensor:
 def answers(model: nn.Module, x: torch.Tensor, classes: int | None = None) -> torch.Tensor:
     """Logits (2, classes) for the images ``x``: on the CPU, in fp32, in eval mode."""
     try:
-        network = placed(copy.deepcopy(model).float(), torch.device("cpu")).eval()
+        network = copy.deepcopy(model).float().cpu().eval()
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # of tensors with a graph that it keeps

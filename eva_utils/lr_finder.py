@@ -19,7 +19,7 @@ from torch import nn
 from tqdm.std import tqdm
 
 from .batches import Batches, loader, seed_for
-from .device import choose_device, choose_precision, keep_memory, placed, seeded
+from .device import choose_device, choose_precision, keep_memory, seeded
 from .errors import InputError, check, kind
 from .keeper import check_network, identity
 from .lr_curve import BARE, SMOOTH, STOPS, LRRange, read_curve
@@ -139,7 +139,7 @@ def range_test(model: nn.Module, train, recipe: Recipe, lr_start: float, lr_end:
         warnings.catch_warnings(action="ignore"),  # torch's, of a first step that fp16 skips
         contextlib.redirect_stdout(io.StringIO()),
     ):
-        set_train_mode(placed(model, device))
+        set_train_mode(model.to(device))
         optimizer = recipe.make_optimizer(model.parameters())
         begun = copy.deepcopy(optimizer.state_dict())
         finder = Finder(model, optimizer, criterion=None, device=device)

@@ -10,9 +10,10 @@ from torch import nn
 from tqdm.std import tqdm
 
 from .batches import seed_for
-from .device import autocast, describe, placed, seeded
+from .device import autocast, describe, seeded
 from .errors import InputError, check, kind
 from .look import evaluate
+from .model import like
 from .processes import average_buffers, parallel, raise_if_stopped, rank, total, world_size
 from .recipe import Recipe
 from .schedule import ratios
@@ -27,7 +28,7 @@ def step(network, optimizer, scaler, recipe: Recipe, x, y, precision: str, share
     share: of several processes, what this one's images weigh in the mean over all.
     """
     with autocast(x.device, precision):
-        logits = network(x)
+        logits = network(like(network, x))
     if not isinstance(logits, torch.Tensor):
         raise InputError(f"the model gives {kind(logits)} in train mode; switch auxiliary outputs off")
     loss = recipe.loss(logits.float(), y) * share
@@ -70,7 +71,7 @@ class Trainer:
     def __init__(self, model: nn.Module, batches, schedule, recipe: Recipe, precision: str) -> None:
         self.batches, self.schedule, self.recipe, self.precision = batches, schedule, recipe, precision
         self.device, self.epochs = batches.device, int(schedule.epochs)
-        self.model = placed(model, self.device)
+        self.model = model.to(self.device)
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
         set_train_mode(self.model)
         self.network = parallel(self.model)  # the model itself, or DDP around it or a copy in the same modes

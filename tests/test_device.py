@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 
-from eva_utils import InputError, OneCycle, Recipe, find_lr, fit
+from eva_utils import InputError, OneCycle, Recipe, ResNet9, find_lr, fit
 from eva_utils.device import DTYPES, choose_device, choose_precision
 
 RECIPE = Recipe(batch_size=8, precision="fp32", device="cpu")
@@ -14,8 +14,8 @@ RECIPE = Recipe(batch_size=8, precision="fp32", device="cpu")
 
 @pytest.mark.parametrize("call", ["fit", "find_lr"])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_a_step_is_in_the_precision_asked_for_and_channels_last_but_its_loss_in_fp32(precision, call, tiny, cnn):
-    seen, model = [], cnn()
+def test_a_step_is_in_the_precision_asked_for_and_channels_last_but_its_loss_in_fp32(precision, call, tiny):
+    seen, model = [], ResNet9(3, width=4)
 
     def note(conv, inputs, output):
         memory = {t.is_contiguous(memory_format=torch.channels_last) for t in (conv.weight, *inputs)}
@@ -25,7 +25,7 @@ def test_a_step_is_in_the_precision_asked_for_and_channels_last_but_its_loss_in_
         assert logits.dtype == torch.float32
         return torch.nn.functional.cross_entropy(logits, y)
 
-    model[0].register_forward_hook(note)  # in the copy that find_lr trains, too
+    model.layer2.conv.register_forward_hook(note)
     recipe = RECIPE.replace(precision=precision, criterion=criterion)
     if call == "fit":
         assert fit(model, *tiny, OneCycle(1, 0.5, 0.01, 0.1), recipe).results["precision"] == precision

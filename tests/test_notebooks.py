@@ -29,7 +29,8 @@ def run_all(name: str, folder: Path, code: str = "") -> str:
     """
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     place = next((i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])), -1)
-    again = [notebook.cells[place + 1].source] * (place >= 0)
+    after = notebook.cells[place + 1]
+    again = [after.source] * (place >= 0 and after.cell_type == "code")
     notebook.cells[place + 1 : place + 1] = [nbformat.v4.new_code_cell(source) for source in (code, *again)]
     NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}

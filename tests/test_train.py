@@ -231,7 +231,7 @@ def test_other_buffers_are_copied_not_averaged(cnn, train):
 def test_frozen_layers_stay_as_they_are(call, weights, tiny, cnn, train):
     model, modes = cnn(), []
     model[1].eval().requires_grad_(not weights)
-    model[1].register_forward_hook(lambda norm, *_: modes.append(norm.training))  # in the copy that find_lr trains, too
+    model[1].register_forward_hook(lambda norm, *_: modes.append(norm.training))
     before = copy.deepcopy(dict(model[1].named_parameters() if weights else ()) | dict(model[1].named_buffers()))
     for _ in range(2):  # after the first, the whole network is in eval mode
         with contextlib.suppress(InputError):  # noise has no curve to read
@@ -244,7 +244,7 @@ def test_frozen_layers_stay_as_they_are(call, weights, tiny, cnn, train):
 
 
 class Odd(nn.Module):
-    """A child named module, as DDP has; it keeps a mask that only grows, and its last output with the graph."""
+    """It has a child named module, as DDP has, calls view, keeps a mask that grows, and its output with the graph."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -252,7 +252,8 @@ class Odd(nn.Module):
 
     def forward(self, x):
         self.modes.append(self.dropout.training)
-        out = self.dropout(self.module(x))
+        maps = self.module[:3](x)
+        out = self.dropout(self.module[3:](maps.view(len(x), -1).view_as(maps)))
         if self.training:
             self.last = out
         self.mask = self.mask if len(self.mask) >= len(x) else torch.ones(len(x), device=x.device)
