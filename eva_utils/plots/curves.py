@@ -170,7 +170,8 @@ def history(rows: list[dict]) -> Figure:
         epoch_axis(ax, 1.01 * epoch[-1])
         if what == "loss":
             ax.set_title(f"Loss (nats), highest {curves.max():.3g}")
-            ax.set_ylim(min(0, curves.min()), min(ax.get_ylim()[1], 2 * max(*curves[0], *curves[:, -1])))
+            low, high = curves.min(), min(ax.get_ylim()[1], 2 * max(*curves[0], *curves[:, -1]))
+            ax.set_ylim(max(min(0, low), low - 0.1 * (high - low)), high)  # from 0, unless that would hide the fall
         else:
             ax.set_title(f"Accuracy (%), lowest {curves.min():.3g}")
         show_ends(ax, digits, accuracy=what == "accuracy")

@@ -129,6 +129,7 @@ def gradcam(cams) -> Figure:
     widths = [1, *(3 / times for times in tall)]
     method = {"gradcam": "Grad-CAM", "hirescam": "HiResCAM"}[cams.method]
     title = f"{method}: bright places speak for the class named first (under “true”: for the true class)"
+    title = textwrap.fill(title, int(8 * sum(widths) + 30))
     figure = Picture(1.02 * sum(widths) + 2.4, 1.02 * n + 1, title, dpi=SCREEN)
     first, *others = figure.subplots(1, 1 + layers, width_ratios=widths)
     _tiles(first, pixels[:, None], side, side, [_words(found, i, 23, int(cams.explained[i])) for i in range(n)])
