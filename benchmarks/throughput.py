@@ -75,7 +75,7 @@ def per_image(images: eva.Images, workers: int, augment=RECIPE.augment):
 
 def usual():
     """(model, its training step as notebooks have it)."""
-    model = eva.ResNet9().to(DEVICE)
+    model = eva.ResNet9().to(DEVICE, memory_format=torch.contiguous_format)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
     criterion = torch.nn.CrossEntropyLoss()
 

@@ -96,14 +96,16 @@ NONE = Augment(padding=0, flip=False, cutout=0)
 
 
 def normalized(pipeline, images):
-    """``pipeline``, an albumentations transform that gives pixels as it takes them, and what evaluation does to them
-    behind it. Raises ``InputError`` if it gives something else than uint8 (h, w, 3)."""
+    """``pipeline``, an albumentations transform from pixels to pixels, followed by evaluation's normalising.
+
+    Raises ``InputError`` if it gives something else than uint8 (h, w, 3).
+    """
     import albumentations as A
     from albumentations.pytorch import ToTensorV2
 
     x = pipeline(image=images.pixels[0].cpu().numpy())["image"]
     right = isinstance(x, np.ndarray) and x.dtype == np.uint8 and x.ndim == 3 and x.shape[2] == 3
-    words = "uint8 pixels (h, w, 3): leave out Normalize and ToTensorV2, which are added as evaluation has them"
+    words = "uint8 pixels (h, w, 3): leave out Normalize, ToFloat and ToTensorV2; normalising comes afterwards"
     check("what augment gives", kind(x), right, words)
     return A.Compose([pipeline, A.Normalize(images.mean, images.std), ToTensorV2()])
 

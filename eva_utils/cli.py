@@ -6,7 +6,7 @@ examples:
   eva-utils train --data photos --size 64 --batch-size 32 --out runs/photos    your own, one folder a class
   eva-utils predict runs/photos new.jpg               what is it? from the run's folder alone
   torchrun --nproc-per-node 2 -m eva_utils train ...  the same on two GPUs, see docs/torchrun.md
-Exit status: 0 done, 1 a fault, 2 bad input (or a full disk, or a rate that is too high), 130 Ctrl-C, 143 SIGTERM.
+Exit status: 0 done, 1 a fault or no memory, 2 bad input (a full disk, too high a rate), 130 Ctrl-C, 143 SIGTERM.
 """
 
 import argparse
@@ -94,7 +94,7 @@ def explain(run) -> None:
         schedule = eva.OneCycle(*(results[key] for key in ("epochs", "peak_epoch", "lr_min", "lr_max")))
         augment, data = eva.Augment(**config["recipe"]["augment"]), [config[key] for key in ("data", "root", "size")]
     except (KeyError, TypeError) as error:
-        raise InputError(f"{str(run)!r} is no finished run of eva-utils train; after fit, use eva.plots") from error
+        raise InputError(f"{str(run)!r} is no finished run of eva-utils train; of fit's, draw by eva.plots") from error
     draw(folder_of(run), schedule, augment, *eva.load_data(*data), model)
 
 
@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> int:
             options.pop("command")(**options)
         return 0
     except KeyboardInterrupt as stop:
-        status, words = 128 + (stop.args or (2,))[0], "stopped; run the same command again, without --fresh"
+        status, words = 128 + (stop.args or (2,))[0], "stopped; the same command (train: without --fresh) goes on"
     except (InputError, OSError) as error:  # the latter of a path that is too long, say, or leads in circles
         status, words = 2, f"error: {error}"
     except (MemoryError, RuntimeError) as error:  # torch has a type of its own only for a GPU that is full

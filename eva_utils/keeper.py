@@ -44,7 +44,7 @@ def check_network(model: nn.Module, data) -> int:
 
 
 def two_of(data) -> torch.Tensor:
-    """The first two of its images, as the network gets them."""
+    """Two of its images, as evaluation gives them to the network; of a loader that shuffles, any two."""
     with torch.random.fork_rng([]):  # a loader may draw
         return next(plain_batches(data, 2, torch.device("cpu")))[0][:2].clone()
 
@@ -93,12 +93,14 @@ def crc32(tensors: dict[str, torch.Tensor]) -> str:
 
 def identity(model: nn.Module, train, recipe: Recipe, test=None, schedule=None, **more) -> dict:
     """What decides the result, in what json has: compared when a call meets a folder that holds something."""
+    # The share of a Dropout, say; the strides, which the optimizer's state has as well.
+    layers = f"{run.without_addresses(repr(model))} {[p.stride() for p in model.parameters()]}"
     settings = {
         "recipe": recipe.compared(),
         "data": [content(data) for data in (train, test) if data is not None],
         "first_weights": crc32(model.state_dict()),
         "params": [sum(p.numel() for p in model.parameters() if p.requires_grad is grad) for grad in (True, False)],
-        "layers": f"{zlib.crc32(run.without_addresses(repr(model)).encode()):08x}",  # the share of a Dropout, say
+        "layers": f"{zlib.crc32(layers.encode()):08x}",
         **more,
     }
     if schedule is not None:
@@ -117,7 +119,8 @@ class Keeper:
     """
 
     def __init__(self, trainer, settings: dict, test, folder: Path | None, fresh: bool) -> None:
-        self.trainer, self.settings, self.folder, self.asked = trainer, settings, folder, two_of(test)
+        self.trainer, self.settings, self.folder = trainer, settings, folder
+        self.asked = two_of(test) if folder else None  # tell networks apart
         if folder and (state := on_first(self._stored)(fresh)):
             self._compare(state)
             trainer.load_state_dict(state)
@@ -134,7 +137,8 @@ class Keeper:
         file = self.folder / run.CHECKPOINT
         if not fresh and (file.is_file() or run.copy_of(file)):
             state = run.read_tensors(file)
-            check(str(file), sorted(state), {"settings", "asked"} <= state.keys(), "a checkpoint of fit; delete it")
+            right = "a checkpoint of this version; delete it"
+            check(str(file), sorted(state), {"settings", "asked"} <= state.keys(), right)
             return state
         if fresh:
             left = ", which a training has left" if hasattr(self.trainer.model, "trained_on") else ""
@@ -179,8 +183,8 @@ class Keeper:
 
     def _save(self) -> None:
         state = {"settings": self.settings, **self.trainer.state_dict()}
-        # The EMA, which is never in train mode: what a network keeps from there could not be copied.
-        state |= {"asked": self.asked, "computes": answers(self.trainer.ema, self.asked)}  # a loader may shuffle
+        # The EMA, which is never in train mode: what a network keeps of a pass there has a graph, and cannot be copied.
+        state |= {"asked": self.asked, "computes": answers(self.trainer.ema, self.asked)}
         state["weights"] = crc32(self.trainer.model.state_dict())
         run.write_tensors(self.folder / run.CHECKPOINT, state)
 

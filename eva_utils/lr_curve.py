@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import InputError
+from .errors import InputError, check
 from .run import read_json
 
 LEARNS = 0.2  # LR_MIN: this share of the loss's fall is made, the network has begun to learn
@@ -30,7 +30,7 @@ class Curve:
     guess: float = np.inf
 
     def valley(self) -> tuple[int, int]:
-        """The step with the lowest smoothed loss, and the first step behind the valley (or len).
+        """The step with the lowest smoothed loss, and the first step after the valley (or len).
 
         The valley ends where the loss is up again by ``TURNS`` of its fall so far.
         """
@@ -75,6 +75,7 @@ class LRRange:
     def load(cls, path: Path) -> "LRRange":
         """Raises ``InputError`` if the file cannot be read."""
         state = read_json(path)
+        check(str(path), sorted(state), {"curve", "lr_min", "lr_max"} <= state.keys(), "a range test's file; delete it")
         curve = state.pop("curve")
         arrays = {key: np.array(curve.pop(key)) for key in ("lr", "loss", "smooth")}
         return cls(curve=Curve(**arrays, **curve), **state)

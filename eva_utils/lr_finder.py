@@ -70,9 +70,9 @@ def find_lr(
             if not (changed := differences(kept.settings, settings)):
                 print(f"{file}: range test done before")
                 return kept
-            if file.with_name(CHECKPOINT).exists():  # it trained with these rates, and would not go on with others
+            if file.with_name(CHECKPOINT).exists():  # a training used these rates, and does not go on with others
                 anew = ", or make the model anew after torch.manual_seed(seed)" * ("first_weights" in changed)
-                cure = f"choose another folder, or empty it (--fresh does){anew}"
+                cure = f"choose another folder, or empty this one (--fresh does){anew}"
                 raise InputError(f"{str(file)!r} belongs to another run:\n{changed}\n{cure}")
         begun = time.perf_counter()
         guess = math.log(outputs)
@@ -82,7 +82,7 @@ def find_lr(
         names = [type(m).__name__ for m in model.modules() if not type(m).__module__.startswith("torch.nn.utils")]
         bare = isinstance(optimizer, torch.optim.SGD) and not any("Norm" in name for name in names)
         curve = range_test(model, train, recipe, start, end, steps, outputs)
-        gc.collect()  # the library leaves network and optimizer in circles
+        gc.collect()  # the library leaves the optimizer, and the weights in it, in circles
         found = read_curve(*curve, guess, BARE if bare else 1.0)
         found = replace(found, seconds=time.perf_counter() - begun, settings=settings)
         if file:
@@ -94,19 +94,20 @@ def find_lr(
 def untouched(model: nn.Module) -> Iterator[None]:
     """Within, ``model`` works on copies of its tensors; at the end it is what it was.
 
-    The model itself, not a copy: what makes an optimizer may know some of its parameters, or hold on to them in a hook.
+    The model itself, not a copy: the recipe's ``optimizer`` may know its parameters one by one, in a hook perhaps.
     """
-    attributes = [(names, dict(names)) for module in model.modules() for names in (vars(module), module._buffers)]
+    dicts = [d for m in model.modules() for d in (vars(m), *vars(m).values()) if isinstance(d, dict)]
+    before = [dict(d) for d in dicts]
     tensors = [(t, t.data, t.grad) for t in (*model.parameters(), *model.buffers())]
     try:
         for tensor, data, _ in tensors:
             tensor.data, tensor.grad = data.clone(), None
         yield
     finally:
-        for names, values in attributes:
-            names.clear(), names.update(values)
         for tensor, data, grad in tensors:
             tensor.data, tensor.grad = data, grad
+        for d, values in zip(dicts, before, strict=True):
+            d.clear(), d.update(values)
 
 
 @torch.inference_mode(False)  # also where the caller is within no_grad
@@ -134,6 +135,7 @@ def range_test(model: nn.Module, train, recipe: Recipe, lr_start: float, lr_end:
 
     endless = library.TrainDataLoaderIter(_large(batch for epoch in range(steps) for batch in batches.epoch(epoch)))
     with (
+        contextlib.ExitStack() as at_last,
         untouched(model),
         seeded(device, seed_for(recipe.seed, 0, 1)),  # for Dropout and the like
         warnings.catch_warnings(action="ignore"),  # torch's, of a first step that fp16 skips
@@ -141,12 +143,11 @@ def range_test(model: nn.Module, train, recipe: Recipe, lr_start: float, lr_end:
     ):
         set_train_mode(model.to(device))
         optimizer = recipe.make_optimizer(model.parameters())
-        begun = copy.deepcopy(optimizer.state_dict())
+        at_last.callback(optimizer.load_state_dict, copy.deepcopy(optimizer.state_dict()))  # it may be the user's own
         finder = Finder(model, optimizer, criterion=None, device=device)
         # Attributes, since a kept error would keep what a closure holds.
         finder.scaler, finder.shares = torch.amp.GradScaler(device.type, enabled=precision == "fp16"), ratios(optimizer)
         finder.range_test(endless, None, lr_start, lr_end, steps, smooth_f=0, diverge_th=STOPS)  # smoothing is ours
-    optimizer.load_state_dict(begun)  # it may be one of the user's
     return np.array(finder.history["lr"]), np.array(finder.history["loss"])
 
 

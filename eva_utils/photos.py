@@ -34,7 +34,7 @@ def image_folder(path: str | os.PathLike, size: int | None = None) -> tuple[Imag
     ``val/`` or ``valid/`` does where there is no ``test/``; of ``path/<class>/`` alone a fifth of each class is kept
     for the test, always the same one. size: resize the shorter side to it and crop the centre to a square; without it,
     all have to have one size. EXIF rotation is applied; grey, palette and CMYK become 8-bit RGB, what is transparent
-    white. Prints images per class, and what it passes over.
+    white. Prints images per class, what it passes over, and how many test images are training images.
 
     Raises ``InputError`` that names the folder or file if a class is missing in a split or empty, a file cannot be
     read, a size differs, or the images would not fit into memory.
@@ -59,7 +59,7 @@ def image_folder(path: str | os.PathLike, size: int | None = None) -> tuple[Imag
     a, b = (np.repeat(np.arange(len(classes)), count) for count in counts)
     known = {hash(image.tobytes()) for image in pixels[: len(a)]}
     if twice := sum(hash(image.tobytes()) in known for image in pixels[len(a) :]):
-        print(f"{twice} of the {len(b):,} test images ({100 * twice / len(b):.2g} %) are training images, too.")
+        print(f"{twice} of the {len(b):,} test images ({100 * twice / len(b):.3g} %) are training images, too.")
     return from_arrays((pixels[: len(a)], a), (pixels[len(a) :], b), classes, root.resolve().name)
 
 

@@ -31,8 +31,8 @@ def _plain(value):
 class Recipe:
     """How a network is trained; the same for the range test (``find_lr``) and the training (``fit``).
 
-    augment: an ``Augment``, None, or an ``albumentations.Compose`` of your own, which always runs image by image and
-    gives pixels, uint8 as it takes them: they are normalised behind it. optimizer: "sgd" (Nesterov), "adamw", or a
+    augment: an ``Augment``, None, or an albumentations pipeline of your own, which always runs image by image, from
+    uint8 pixels to uint8 pixels; these are normalised afterwards. optimizer: "sgd" (Nesterov), "adamw", or a
     function of the parameters that makes one; parameter groups keep the ratio of their rates. criterion: a function of
     logits and labels that gives the mean loss of a batch; None for cross-entropy. ema: in essence the power function
     EMA of T. Karras et al., arXiv:2312.02696, whose gamma is 1 / ema - 1. precision, device and workers say how it is
@@ -61,7 +61,7 @@ class Recipe:
         "a function or None",
         lambda v: v is None or (callable(v) and not isinstance(v, type)),
     )
-    ema: float = option(0.05, "averages over this share of the steps", "above 0 and at most 1", lambda v: 0 < v <= 1)
+    ema: float = option(0.05, "averaging time over the steps so far", "above 0 and at most 1", lambda v: 0 < v <= 1)
     precision: str = option("auto", "number format", ("auto", "bf16", "fp16", "fp32"), compared=False)
     device: str | None = option(None, "cpu, cuda, cuda:1, ... (the first GPU, else the CPU)", compared=False)
     workers: int = option(
@@ -81,7 +81,7 @@ class Recipe:
             check("label_smoothing", self.label_smoothing, not self.label_smoothing, "0 beside a criterion of your own")
             parts = [part for part in getattr(self.criterion, "modules", list)() if part.training]
             learns = [p for part in parts for p in part.parameters(recurse=False) if p.requires_grad]
-            right = "0, but for networks in eval mode: they would not be trained"
+            right = "0 (put a teacher network into eval mode): they would not be trained"
             check("the number of parameters in criterion", len(learns), not learns, right)
 
     def compared(self) -> dict:

@@ -32,7 +32,7 @@ def test_a_step_is_in_the_precision_asked_for_and_channels_last_but_its_loss_in_
     else:
         with contextlib.suppress(InputError):  # noise has no curve to read
             find_lr(model, tiny[0], recipe)
-    first = [training for training, *_ in seen].index(True)  # before: what the network computes, in fp32, to know it by
+    first = [training for training, *_ in seen].index(True)  # the calls before tell what it computes, in fp32
     assert set(seen[first:]) == {(mode, DTYPES[precision], True) for mode in (True, call == "find_lr")}
 
 

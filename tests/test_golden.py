@@ -1,4 +1,4 @@
-"""What the package computed before it was rebuilt, in fp32 with one thread: same pixels, losses, weights, rates, maps.
+"""What the package computed when golden.json was recorded, in fp32 with one thread.
 
     python tests/test_golden.py > tests/golden.json    # on the machine that recorded it, this changes nothing
 

@@ -2,6 +2,7 @@
 feels it."""
 
 import re
+import signal
 
 import numpy as np
 import pytest
@@ -177,8 +178,12 @@ def test_an_optimizer_that_is_there_is_left_as_it_was_and_its_hooks_see_the_grad
 
     optimizer.register_step_pre_hook(clip)
     before = str(optimizer.state_dict()), str(model.state_dict())
-    find_lr(model, images, RECIPE.replace(optimizer=lambda _: optimizer), lr_end=1.0)
+    recipe = RECIPE.replace(optimizer=lambda _: optimizer)
+    find_lr(model, images, recipe, lr_end=1.0)
     assert min(norms) > 0
+    stop = optimizer.register_step_post_hook(lambda *_: signal.raise_signal(signal.SIGINT))
+    with stop, pytest.raises(KeyboardInterrupt):
+        find_lr(model, images, recipe, lr_end=1.0)
     assert (str(optimizer.state_dict()), str(model.state_dict())) == before
     assert optimizer.param_groups[0]["params"] == list(model.parameters())
 

@@ -248,20 +248,24 @@ class Odd(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.module, self.dropout, self.mask, self.modes = module, nn.Dropout(0.5), torch.ones(0), []
+        self.module, self.dropout, self.mask = module, nn.Dropout(0.5), torch.ones(0)
+        self.modes, self.kept = [], {}
 
     def forward(self, x):
         self.modes.append(self.dropout.training)
         maps = self.module[:3](x)
         out = self.dropout(self.module[3:](maps.view(len(x), -1).view_as(maps)))
         if self.training:
-            self.last = out
+            self.kept["last"] = out
         self.mask = self.mask if len(self.mask) >= len(x) else torch.ones(len(x), device=x.device)
         return out * self.mask[: len(x), None]
 
 
-def test_a_network_may_have_a_child_named_module_and_keep_tensors(cnn, train, tmp_path):
+def test_a_network_may_have_a_child_named_module_and_keep_tensors(tiny, cnn, train, tmp_path):
     model = Odd(cnn()).eval()
+    with contextlib.suppress(InputError):  # noise has no curve to read
+        find_lr(model, tiny[0], RECIPE)
+    model.modes.clear()
     train(model, folder=tmp_path)
     assert model.modes.count(True) == SCHEDULE.epochs * STEPS
     with pytest.raises(InputError, match=r"the model cannot be copied .* or make it anew"):

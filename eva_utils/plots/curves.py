@@ -171,7 +171,7 @@ def history(rows: list[dict]) -> Figure:
         if what == "loss":
             ax.set_title(f"Loss (nats), highest {curves.max():.3g}")
             low, high = curves.min(), min(ax.get_ylim()[1], 2 * max(*curves[0], *curves[:, -1]))
-            ax.set_ylim(max(min(0, low), low - 0.1 * (high - low)), high)  # from 0, unless that would hide the fall
+            ax.set_ylim(0 if 0 <= low < high / 2 else low - 0.1 * (high - low), high)  # from 0, if that hides no fall
         else:
             ax.set_title(f"Accuracy (%), lowest {curves.min():.3g}")
         show_ends(ax, digits, accuracy=what == "accuracy")
