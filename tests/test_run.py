@@ -195,7 +195,7 @@ def test_a_damaged_checkpoint_is_refused_and_fresh_starts_over(tmp_path, tiny, c
     with pytest.raises(InputError, match=r"'checkpoint \(1\).pt' is there: rename it"):
         fit(cnn(), *tiny, SCHEDULE, RECIPE, folder=tmp_path)
     write_tensors(tmp_path / "checkpoint.pt", state())
-    with pytest.raises(InputError, match="a checkpoint of fit; delete it"):
+    with pytest.raises(InputError, match="a checkpoint of this version; delete it"):
         fit(cnn(), *tiny, SCHEDULE, RECIPE, folder=tmp_path)
     again = fit(cnn(), *tiny, SCHEDULE, RECIPE, folder=tmp_path, fresh=True)
     assert again.steps == finished.steps
