@@ -4,6 +4,7 @@ import copy
 import time
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import nn
 from . import run
 from .batches import plain_batches
 from .data import Images, check_images
-from .device import seeded
+from .device import choose_device, seeded
 from .errors import InputError, check, first_line
 from .model import device_of, forward
 from .processes import on_first
@@ -40,13 +41,13 @@ def check_network(model: nn.Module, data) -> int:
         raise InputError("the model has weights that are not finite, from a run that failed perhaps; make it anew")
     if isinstance(data, Images):
         check_images(data)
-    return answers(model, two_of(data), len(data.classes) if isinstance(data, Images) else None).shape[1]
+    return answers(model, two_of(data)[0], len(data.classes) if isinstance(data, Images) else None).shape[1]
 
 
-def two_of(data) -> torch.Tensor:
-    """Two of its images, as evaluation gives them to the network; of a loader that shuffles, any two."""
+def two_of(data) -> list[torch.Tensor]:
+    """Two of its images, as evaluation gives them to the network, and their labels; of a loader that shuffles, any two."""
     with torch.random.fork_rng([]):  # a loader may draw
-        return next(plain_batches(data, 2, torch.device("cpu")))[0][:2].clone()
+        return [part[:2].clone() for part in next(plain_batches(data, 2, torch.device("cpu")))]
 
 
 def answers(model: nn.Module, x: torch.Tensor, classes: int | None = None) -> torch.Tensor:
@@ -91,12 +92,31 @@ def crc32(tensors: dict[str, torch.Tensor]) -> str:
     return f"{crc:08x}"
 
 
+def functions(model: nn.Module, data, recipe: Recipe) -> dict:
+    """What the functions in ``recipe`` do, since others may have their names: the options of the optimizer that is
+    made, and the loss for logits and labels that are the same each time."""
+    found = {}
+    if callable(recipe.optimizer):
+        optimizer = recipe.make_optimizer(model.parameters())
+        found["optimizer"] = [type(optimizer).__name__, optimizer.state_dict()["param_groups"]]
+    if recipe.criterion is not None:
+        x, y = two_of(data)
+        k, device = answers(model, x).shape[1], choose_device(recipe.device)
+        logits = 4 * torch.arange(2 * k * k, device=device).view(2 * k, k).sin()  # in no order
+        labels = torch.arange(2 * k * y[0].numel(), device=device).view(2 * k, *y.shape[1:]) % k
+        own, loss = recipe.replace(criterion=copy.deepcopy(recipe.criterion)), None  # it may count its calls
+        with suppress(Exception), torch.no_grad(), seeded(device, 0):  # of labels that do not occur, say
+            loss = f"{own.loss(logits, labels / k if y.is_floating_point() else labels):.4g}"  # devices round otherwise
+        found["criterion"] = [run.without_addresses(repr(recipe.criterion)), loss]
+    return found
+
+
 def identity(model: nn.Module, train, recipe: Recipe, test=None, schedule=None, **more) -> dict:
     """What decides the result, in what json has: compared when a call meets a folder that holds something."""
     # The share of a Dropout, say; the strides, which the optimizer's state has as well.
     layers = f"{run.without_addresses(repr(model))} {[p.stride() for p in model.parameters()]}"
     settings = {
-        "recipe": recipe.compared(),
+        "recipe": recipe.compared() | functions(model, train, recipe),
         "data": [content(data) for data in (train, test) if data is not None],
         "first_weights": crc32(model.state_dict()),
         "params": [sum(p.numel() for p in model.parameters() if p.requires_grad is grad) for grad in (True, False)],
@@ -120,7 +140,7 @@ class Keeper:
 
     def __init__(self, trainer, settings: dict, test, folder: Path | None, fresh: bool) -> None:
         self.trainer, self.settings, self.folder = trainer, settings, folder
-        self.asked = two_of(test) if folder else None  # tell networks apart
+        self.asked = two_of(test)[0] if folder else None  # tell networks apart
         if folder and (state := on_first(self._stored)(fresh)):
             self._compare(state)
             trainer.load_state_dict(state)

@@ -45,19 +45,12 @@ def set_rate(optimizer, rate: float, shares: list[float]) -> None:
 
 
 def set_train_mode(model: nn.Module) -> None:
-    """Train mode, but for what the caller has frozen: layers in eval mode within a model in train mode; of one that is
-    in eval mode as a whole, as after a training, what was frozen then, and BatchNorm of frozen weights."""
-    modules = [(name, module) for name, module in model.named_modules() if not module.training]
-    here = {name: [p.requires_grad for p in module.parameters()] for name, module in modules}
-    if model.training:
-        model._frozen_layers = here
-    stay = [name for name, grads in getattr(model, "_frozen_layers", {}).items() if here.get(name) == grads]
-    for name, module in () if model.training else model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine and not module.weight.requires_grad:
-            stay.append(name)
+    """Train mode, but for what the caller has frozen: BatchNorm whose weights are, and single layers in eval mode."""
+    single = [module for module in model.modules() if model.training and not module.training]
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     model.train()
-    for name in stay:
-        model.get_submodule(name).eval()
+    for module in (*single, *(norm for norm in norms if norm.affine and not norm.weight.requires_grad)):
+        module.eval()
 
 
 class Trainer:
