@@ -45,7 +45,7 @@ def check_network(model: nn.Module, data) -> int:
 
 
 def two_of(data) -> list[torch.Tensor]:
-    """Two of its images, as evaluation gives them to the network, and their labels; of a loader that shuffles, any two."""
+    """Two images, as the network gets them in evaluation, and their labels; of a loader that shuffles, any two."""
     with torch.random.fork_rng([]):  # a loader may draw
         return [part[:2].clone() for part in next(plain_batches(data, 2, torch.device("cpu")))]
 
