@@ -30,14 +30,13 @@ STYLE = {key: value for key, value in sns.axes_style("whitegrid").items() if not
 class Picture(Figure):
     """A figure of ``width`` x ``height`` inches that a notebook shows as a cell's last expression."""
 
-    def __init__(self, width, height, title="", *, dpi=FINE) -> None:
+    def __init__(self, width, height, title="", *, alt="", dpi=FINE) -> None:
         super().__init__(figsize=(width, height), dpi=dpi, layout="constrained")
-        self.headline = self.suptitle(title, x=0.01, ha="left") if title else None
+        self.headline, self.alt = self.suptitle(title, x=0.01, ha="left") if title else None, alt
 
     def _repr_png_(self) -> tuple[bytes, dict]:
-        """With its title as alternative text, for who cannot see it."""
-        alt = self.headline.get_text().strip() if self.headline else "a curve without words"
-        return png(self, SCREEN), {"alt": alt}
+        """With its title as alternative text, for who cannot see it, unless it has another."""
+        return png(self, SCREEN), {"alt": self.alt or self.headline.get_text().strip()}
 
 
 def png(figure: Figure, dpi="figure") -> bytes:

@@ -16,7 +16,7 @@ def zigzag(policy, cycles: float = 3, *, annotate: bool = False, ax=None) -> Fig
     lo, hi, step, end = policy.lr_min, policy.lr_max, policy.step_size, 2 * policy.step_size * cycles
     height = hi - lo
     if not annotate:
-        ax = ax or Picture(8, 1.8).subplots()
+        ax = ax or Picture(8, 1.8, alt=f"A rate that goes up and down in straight lines, {cycles:g} times").subplots()
         policy_curve(ax, policy, end, "black", lw=1.5)
         ax.hlines((lo, hi), 0, end, ["0.3", "0.8"], lw=1, zorder=1)
         ax.set(ylim=(lo - 0.01 * height, hi + 0.01 * height))
