@@ -118,14 +118,15 @@ def draw(run: Path, schedule, augment, train_images: Images, test_images: Images
     history, steps, results = read_csv(run / HISTORY), read_csv(run / STEPS), read_json(run / RESULTS)
     precision = "fp32" if results["precision"] == "fp32" else "auto"  # this device may not have the run's
     probabilities = predict(model, test_images, precision=precision)
+    about = f"{results['data']}, seed {results['seed']}; {results['device']}"
     mistakes = misclassified(model, test_images, probabilities).pick(25)
     layers = LAYERS if max(test_images.pixels.shape[1:3]) >= 16 else LAYERS[:2]  # layer3 is 1 x 1 then
     figures = {
         "samples": lambda: plots.samples(train_images),
         "augmented": lambda: plots.augmented(train_images, augment),
-        "lr_schedule": lambda: plots.applied(steps, schedule),
-        "history": lambda: plots.history(history),
-        "confusion": lambda: plots.confusion(confusion(model, test_images, probabilities)),
+        "lr_schedule": lambda: plots.applied(steps, schedule, about=about),
+        "history": lambda: plots.history(history, about=about),
+        "confusion": lambda: plots.confusion(confusion(model, test_images, probabilities), about=about),
         "misclassified": lambda: plots.misclassified(mistakes),
         "gradcam": lambda: plots.gradcam(gradcam(model, mistakes, layers)),
     }

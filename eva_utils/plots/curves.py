@@ -162,7 +162,8 @@ def applied(steps: list[dict], policy) -> Figure:
 def history(rows: list[dict]) -> Figure:
     """Loss and accuracy after every epoch (``Run.history``); the axes show the end, the titles name the worst value."""
     epoch, marker = [row["epoch"] for row in rows], "." if len(rows) <= 60 else None
-    figure = Picture(9.2, 4, "Loss and accuracy after every epoch: train, and test with last weights and EMA")
+    last, ema = (rows[-1][key] for key in ("test_accuracy", "test_accuracy_ema"))
+    figure = Picture(9.2, 4, f"Test accuracy ends at {ema:.2f} % (EMA) and {last:.2f} % (last weights)")
     for ax, what, digits in zip(figure.subplots(1, 2), ("loss", "accuracy"), (3, 2), strict=True):
         curves = np.array([[row[key] for row in rows] for key in (f"train_{what}", f"test_{what}", f"test_{what}_ema")])
         for values, name, color in zip(curves, ("train", "last weights", "EMA"), (ORANGE, BLUE, GREEN), strict=True):
