@@ -33,6 +33,7 @@ class Augment:
         for name in ("padding", "cutout"):
             value = getattr(self, name)
             check(name, value, isinstance(value, Integral) and value >= 0, "a whole number of pixels, 0 or more")
+        check("flip", self.flip, self.flip in (True, False), "True or False")
 
     def check(self, height: int, width: int) -> None:
         """Raises ``InputError`` unless images of this size can be padded and cut like this."""
@@ -62,8 +63,8 @@ class Augment:
         return (index[:, None] * height + rows) * width, columns, hole_rows, hole_columns
 
     def take(self, pixels: torch.Tensor, places, mean, std) -> torch.Tensor:
-        """Augmented and normalised images, float32 (n, 3, h, w) in channels_last memory, of the ``places`` in
-        ``pixels``, uint8 (..., h, w, 3)."""
+        """Augmented and normalised images, float32 (n, 3, h, w), of the ``places`` in ``pixels``, uint8
+        (..., h, w, 3)."""
         rows, columns, hole_rows, hole_columns = places
         # One gather does all three. Flat positions: a single index is far faster than three broadcast ones.
         position = rows[:, :, None] + columns[:, None, :]
@@ -111,9 +112,9 @@ def normalized(pipeline, images):
 
 
 def normalize(pixels: torch.Tensor, mean, std) -> torch.Tensor:
-    """uint8 (n, h, w, 3) -> float32 (n, 3, h, w) in channels_last memory: (pixels / 255 - mean) / std."""
+    """uint8 (n, h, w, 3) -> float32 (n, 3, h, w): (pixels / 255 - mean) / std."""
     scale, shift = _scale_and_shift(tuple(mean), tuple(std), pixels.device)
-    return torch.addcmul(shift, pixels.float(), scale).permute(0, 3, 1, 2)
+    return torch.addcmul(shift, pixels.float(), scale).permute(0, 3, 1, 2).contiguous()
 
 
 @functools.lru_cache

@@ -19,7 +19,6 @@ import torch
 
 from .augment import NONE, Augment, normalize, normalized
 from .data import IMAGES, Images, check_images, check_labels
-from .device import room
 from .errors import InputError, check, first_line, kind
 from .processes import rank, world_size
 from .recipe import Recipe
@@ -57,11 +56,7 @@ def loader(data, recipe: Recipe, device: torch.device, shard: tuple[int, int] | 
 
 
 def to_device(images: Images, device: torch.device) -> Images:
-    """The same images on ``device``, if there is room for them; else batches are made here, and sent."""
-    size = images.pixels.nbytes
-    if not images.pixels.is_cuda and size > room(device):
-        print(f"{images.name}: {size / 1e9:.1f} GB of pixels have no room on {device}, and are sent batch by batch")
-        device = images.pixels.device
+    """The same images on ``device``."""
     pixels, labels = images.pixels.to(device).contiguous(), images.labels.to(device)
     return dataclasses.replace(images, pixels=pixels, labels=labels)
 
@@ -92,18 +87,18 @@ class _Loader:
 
 
 class DeviceLoader(_Loader):
-    """Whole batches, made where the data set lives as uint8: on the device, or beside it if it has no room there."""
+    """Whole batches, made on the device, where the data set lives as uint8."""
 
     def epoch(self, epoch: int) -> Batches:
         images, generator, mine = self.images, self.generator(epoch), torch.cat(self.parts)
         n, height, width, _ = images.pixels.shape
-        order = torch.randperm(n, generator=generator)[mine].to(images.pixels.device)
-        draws = self.augment.draw(n, height, width, generator)[:, mine].to(images.pixels.device)
+        order = torch.randperm(n, generator=generator)[mine].to(self.device)
+        draws = self.augment.draw(n, height, width, generator)[:, mine].to(self.device)
         # Of all batches at once: many small operations, which would cost a GPU time in every step.
         places = self.augment.places(draws, order, height, width)
         sizes = [len(part) for part in self.parts]
         for y, *here in zip(*(values.split(sizes) for values in (images.labels[order], *places)), strict=True):
-            yield _placed(self.augment.take(images.pixels, here, images.mean, images.std), y, self.device)
+            yield self.augment.take(images.pixels, here, images.mean, images.std), y
 
 
 class WorkerLoader(_Loader, torch.utils.data.Dataset):
@@ -139,7 +134,7 @@ class WorkerLoader(_Loader, torch.utils.data.Dataset):
         """A whole batch: a worker hands over few large tensors, not many small ones."""
         epoch, places, index = batch
         x = [self.augmented(image, place, epoch) for image, place in zip(index, places, strict=True)]
-        return torch.stack(x), self.images.labels[index]
+        return torch.stack(x).contiguous(), self.images.labels[index]
 
     def augmented(self, image: int, place: int, epoch: int) -> torch.Tensor:
         # A stream of random numbers an image, a function of (seed, epoch, its place in the order), whichever worker or

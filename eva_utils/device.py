@@ -79,14 +79,6 @@ def environment() -> str:
     return f"eva_utils {__version__}, {versions}\n{describe(device)}, {choose_precision(device)}"
 
 
-def room(device: torch.device) -> float:
-    """Bytes that a data set may take on ``device``: of a GPU, half of what is free; the training needs the rest."""
-    if device.type != "cuda":
-        return float("inf")
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for whoever asks next
-    return (torch.cuda.mem_get_info(device)[0] + kept) / 2
-
-
 def keep_memory() -> None:
     """Let this process keep freed memory for the next step instead of giving it back to the system (glibc only).
 

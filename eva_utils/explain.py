@@ -16,7 +16,7 @@ from .data import Images, check_labels
 from .errors import InputError, check, first_line, kind
 from .look import Predictions, confusion, misclassified, predict, predictions
 from .lr_curve import LRRange
-from .model import device_of, like
+from .model import device_of
 from .run import FIGURES, HISTORY, RANGE, RESULTS, STEPS, read_csv, read_json
 
 LAYERS = ("layer1", "layer2", "layer3")
@@ -73,7 +73,7 @@ def gradcam(
     with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
         network = copy.deepcopy(getattr(model, "_orig_mod", model)).float().eval().requires_grad_(True)
         modules = dict(network.named_modules())
-        x = like(network, normalize(images.pixels.to(device), images.mean, images.std))
+        x = normalize(images.pixels.to(device), images.mean, images.std)
         few = max(1, 100 * 32 * 32 // (x.shape[2] * x.shape[3]))  # a batch keeps what all layers give
         parts = [slice(start, start + few) for start in range(0, len(x), few)]
         for j, layer in enumerate(layers):

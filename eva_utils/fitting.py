@@ -54,13 +54,8 @@ class Run:
             low = sorted(r["recall"].items(), key=lambda item: item[1])[:3]
             lines.append("Lowest recall (EMA): " + ", ".join(f"{name} {value:.1f}" for name, value in low))
         more = "the range test, " * (r["seconds_lr_finder"] > 0) + "evaluations and checkpoints"
-        spent = f"{duration(r['seconds_train'])} of training, {duration(r['seconds_total'])} with {more}"
-        return "\n".join([*lines, spent])
-
-
-def duration(seconds: float) -> str:
-    unit, size = ("seconds", 1) if seconds < 100 else ("minutes", 60) if seconds < 6000 else ("hours", 3600)
-    return f"{seconds / size:.{int(seconds < 10 * size)}f} {unit}"
+        spent, whole = (tqdm.format_interval(r[key]) for key in ("seconds_train", "seconds_total"))
+        return "\n".join([*lines, f"Time: {spent} of training, {whole} with {more}"])
 
 
 @stoppable(between_steps=True)
@@ -108,7 +103,7 @@ def fit(
         check("schedule", schedule, whole, "a policy with a whole number of epochs, 1 or more, such as OneCycle")
         if isinstance(train, Images):
             check_network(model, train)
-        batches = loader(train, recipe, device, outputs=check_network(model, test))
+        batches = loader(train, recipe, device, outputs=check_network(model, test).shape[1])
         settings = identity(model, train, recipe, test, schedule)
         mine = settings | {"precision": precision, "device": device.type}
         if changed := differences(on_first(lambda: mine)(), mine):  # machines may differ in their data

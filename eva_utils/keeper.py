@@ -28,8 +28,9 @@ HINTS = {
 }
 
 
-def check_network(model: nn.Module, data) -> int:
-    """How many outputs ``model`` has. Raises ``InputError`` unless it can be trained, on the classes of ``data``."""
+def check_network(model: nn.Module, data) -> torch.Tensor:
+    """Logits (2, outputs) of the first weights. Raises ``InputError`` unless they can be trained, on the classes of
+    ``data``."""
     device_of(model)  # for its check
     parameters = list(model.parameters())
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in parameters):
@@ -41,7 +42,7 @@ def check_network(model: nn.Module, data) -> int:
         raise InputError("the model has weights that are not finite, from a run that failed perhaps; make it anew")
     if isinstance(data, Images):
         check_images(data)
-    return answers(model, two_of(data)[0], len(data.classes) if isinstance(data, Images) else None).shape[1]
+    return answers(model, two_of(data)[0], len(data.classes) if isinstance(data, Images) else None)
 
 
 def two_of(data) -> list[torch.Tensor]:
@@ -189,17 +190,11 @@ class Keeper:
         """Write a checkpoint, if one is due, and the history."""
         if self.folder is None:
             return
-        done = self.trainer.done
-        try:
-            if done or on_first(lambda: time.perf_counter() - self.when >= SAVE_SECONDS)():
-                on_first(self._save)()
-                self.mark()
-            # After the checkpoint: what is put back has to be what it holds, even if this fails.
-            on_first(run.write_csv)(self.folder / run.HISTORY, self.trainer.history)
-        except InputError as error:
-            if done:
-                raise
-            print(f"{error}; training goes on, and tries again after a later epoch", flush=True)
+        if self.trainer.done or on_first(lambda: time.perf_counter() - self.when >= SAVE_SECONDS)():
+            on_first(self._save)()
+            self.mark()
+        # After the checkpoint: what is put back has to be what it holds, even if this fails.
+        on_first(run.write_csv)(self.folder / run.HISTORY, self.trainer.history)
 
     def _save(self) -> None:
         state = {"settings": self.settings, **self.trainer.state_dict()}

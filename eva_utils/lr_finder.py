@@ -19,6 +19,7 @@ from torch import nn
 from tqdm.std import tqdm
 
 from .batches import Batches, loader, seed_for
+from .data import Images
 from .device import choose_device, choose_precision, keep_memory, seeded
 from .errors import InputError, check, kind
 from .keeper import check_network, identity
@@ -54,7 +55,7 @@ def find_lr(
     other first weights.
     """
     check("recipe", kind(recipe), isinstance(recipe, Recipe), "a Recipe, after the training data")
-    outputs = check_network(model, train)
+    logits = check_network(model, train)
     optimizer = recipe.make_optimizer(model.parameters())
     low, high = (1e-3, 10.0) if isinstance(optimizer, torch.optim.SGD) else (1e-5, 0.1)
     start, end = low if lr_start is None else lr_start, high if lr_end is None else lr_end
@@ -62,7 +63,8 @@ def find_lr(
     check("lr_start and lr_end", (start, end), right, "positive numbers in this order")
     right = f"a whole number, {3 * SMOOTH} or more, to give a curve that can be read"
     check("steps", steps, isinstance(steps, Integral) and steps >= 3 * SMOOTH, right)
-    settings = identity(model, train, recipe, lr_start=start, lr_end=end, steps=steps)
+    computes = [f"{value:.3g}" for value in logits.flatten().tolist()] if isinstance(train, Images) else None
+    settings = identity(model, train, recipe, lr_start=start, lr_end=end, steps=steps, computes=computes)
     file = None if folder is None else folder_of(folder) / RANGE
     with exclusive(file.parent) if file else contextlib.nullcontext():
         if file and file.exists():
@@ -75,6 +77,7 @@ def find_lr(
                 cure = f"choose another folder, or empty this one (--fresh does){anew}"
                 raise InputError(f"{str(file)!r} belongs to another run:\n{changed}\n{cure}")
         begun = time.perf_counter()
+        outputs = logits.shape[1]
         guess = math.log(outputs)
         if recipe.criterion is not None:  # then what the labels are is its business: a regression's, say
             guess, outputs = math.inf, None

@@ -67,7 +67,7 @@ class ResNet9(nn.Sequential):
         self.layer2 = conv_bn(2 * width, 4 * width, pool=True)
         self.layer3 = Residual(4 * width, 8 * width)
         self.head = Head(8 * width, num_classes, logit_scale)
-        self.to(memory_format=torch.channels_last)  # what matrix units take; like() puts images into it, too
+        self.to(memory_format=torch.channels_last)  # what matrix units take; what follows has it, too
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -78,19 +78,10 @@ def device_of(model: nn.Module) -> torch.device:
     return first.device
 
 
-def like(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """``x`` in the memory format of the model's weights: channels_last or, as most networks are made, contiguous."""
-    if x.ndim != 4:
-        return x
-    last, weights = torch.channels_last, (p for p in model.parameters() if p.ndim == 4)
-    found = any(not p.is_contiguous() and p.is_contiguous(memory_format=last) for p in weights)
-    return x.contiguous(memory_format=last if found else torch.contiguous_format)
-
-
 def forward(model: nn.Module, x: torch.Tensor, classes: int | None) -> torch.Tensor:
     """Logits, float32 (n, classes). Raises ``InputError`` where the network does not fit the images or the classes."""
     try:
-        logits = model(like(model, x))
+        logits = model(x)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:

@@ -42,7 +42,8 @@ def image_folder(path: str | os.PathLike, size: int | None = None) -> tuple[Imag
     root = Path(path).expanduser()
     right = "'cifar10', 'digits' or a folder with train/<class>/ and test/<class>/ (or only <class>/) inside"
     check("data", str(path), bool(str(path)) and root.is_dir(), right)
-    check("size", size, size is None or size in range(8, 4097), "a whole number of pixels, between 8 and 4096")
+    right = "a whole number of pixels, between 8 and 4096"
+    check("size", size, size is None or (isinstance(size, int) and 8 <= size <= 4096), right)
     try:
         train, test, note = _find(root)
         classes = list(train)

@@ -13,7 +13,6 @@ from .batches import seed_for
 from .device import autocast, describe, seeded
 from .errors import InputError, check, kind
 from .look import evaluate
-from .model import like
 from .processes import average_buffers, parallel, raise_if_stopped, rank, total, world_size
 from .recipe import Recipe
 from .schedule import ratios
@@ -28,7 +27,7 @@ def step(network, optimizer, scaler, recipe: Recipe, x, y, precision: str, share
     share: of several processes, what this one's images weigh in the mean over all.
     """
     with autocast(x.device, precision):
-        logits = network(like(network, x))
+        logits = network(x)
     if not isinstance(logits, torch.Tensor):
         raise InputError(f"the model gives {kind(logits)} in train mode; switch auxiliary outputs off")
     loss = recipe.loss(logits.float(), y) * share

@@ -43,6 +43,8 @@ def test_values_that_do_not_fit_are_refused():
     for name, value in (("padding", -1), ("cutout", -8), ("padding", 1.5)):
         with pytest.raises(InputError, match=f"{name} is {value}; it has to be a whole number of pixels"):
             Augment(**{name: value})
+    with pytest.raises(InputError, match="flip is 2; it has to be True or False"):
+        Augment(flip=2)
     for height, width in ((8, 30), (30, 8)):
         Augment(padding=7, cutout=7).check(height, width)  # the largest that fit
         for name in ("padding", "cutout"):

@@ -153,18 +153,6 @@ def test_a_worker_that_dies_is_told_in_words(noise):
     multiprocessing.set_start_method(before, force=True)
 
 
-@pytest.mark.parametrize("shard", [(0, 1), (1, 2)])
-def test_batches_that_are_sent_one_by_one_are_those_of_a_resident_data_set(tiny, monkeypatch, capsys, shard, device):
-    images, augment = tiny[0][::2], Augment(padding=2, cutout=4)  # a view that is not contiguous
-    expected = whole(loader(images, augment, 6, shard=shard, device=device), 3)
-    assert not capsys.readouterr().out
-    monkeypatch.setattr("eva_utils.batches.room", lambda device: images.pixels.nbytes - 1)
-    batches = loader(images, augment, 6, shard=shard, device=device)
-    assert "sent batch by batch" in capsys.readouterr().out
-    x, y = whole(batches, 3)
-    assert torch.allclose(x, expected[0], atol=1e-6) and y.equal(expected[1])
-
-
 def test_any_data_loader_will_do():
     x, y = torch.rand(10, 3, 8, 8), torch.arange(10)
     batches = loader(DataLoader(TensorDataset(x, y), batch_size=4))

@@ -83,7 +83,7 @@ def test_what_a_run_leaves(finished):
 
 
 def test_the_same_command_again_changes_nothing_and_a_figure_that_fails_costs_no_other(copied, monkeypatch):
-    def fails(*args):
+    def fails(*args, **options):
         raise RuntimeError("no font")
 
     before, expected = files(copied), results(copied)

@@ -205,6 +205,10 @@ def test_the_result_is_kept_and_read_by_a_second_call(monkeypatch, capsys, tmp_p
     for other in (RECIPE.replace(seed=1), RECIPE.replace(augment=None), RECIPE.replace(weight_decay=0.1)):
         with pytest.raises(InterruptedError):  # it is tested again
             find_lr(model, images, other, folder=tmp_path, steps=40)
+    forward = type(model).forward
+    monkeypatch.setattr(type(model), "forward", lambda self, x: 2 * forward(self, x))
+    with pytest.raises(InterruptedError):  # the same weights in another network
+        find_lr(model, images, RECIPE, folder=tmp_path, steps=40)
     (tmp_path / "lr_range.json").write_text("[]")
     with pytest.raises(InputError, match=r"lr_range\.json' is damaged or no file of a run.*delete it"):
         find_lr(model, images, RECIPE, folder=tmp_path)
@@ -214,7 +218,7 @@ def test_after_a_training_neither_other_arguments_nor_trained_weights_are_taken(
     find_lr(model, images, RECIPE, folder=tmp_path)
     before = (tmp_path / "lr_range.json").read_text()
     fit(model, images, images, OneCycle(1, 0.5, 0.01, 0.1), RECIPE, folder=tmp_path)
-    with pytest.raises(InputError, match=r"another run:\n  first_weights: .*\n.*make the model anew after"):
+    with pytest.raises(InputError, match=r"(?s)another run:\n.*  first_weights: .*make the model anew after"):
         find_lr(model, images, RECIPE, folder=tmp_path)
     assert (tmp_path / "lr_range.json").read_text() == before
 

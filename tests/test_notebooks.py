@@ -45,8 +45,9 @@ def figures(folder: Path) -> set[str]:
 
 
 def test_cycle_lr(tmp_path):
-    run_all("CycleLR", tmp_path)
-    assert figures(tmp_path / "assets") == {"zigzag", "cycle", "policies", "parity", "annihilation"}
+    differences = re.findall(r"largest difference (\S+)", run_all("CycleLR", tmp_path))
+    assert len(differences) == 2 and max(map(float, differences)) < 1e-12  # to torch's schedulers
+    assert figures(tmp_path / "assets") == {"zigzag", "cycle", "policies", "annihilation"}
 
 
 FEWER = """import eva_utils as eva

@@ -32,11 +32,6 @@ def run(tiny, cnn):
     return eva.fit(cnn(), *tiny, OneCycle(3, 1, 0.01, 0.1), recipe)
 
 
-def torchs(policy):
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.01)
-    return torch.optim.lr_scheduler.CyclicLR(optimizer, 0.01, policy.lr_max, step_size_up=40, cycle_momentum=False)
-
-
 def lines(figure) -> list:
     return [line for ax in figure.axes for line in ax.lines]
 
@@ -59,8 +54,7 @@ def test_every_figure_is_saved_in_a_sane_size_and_leaves_no_trace(curve, run, no
     few, model = replace(noise(6, 16, 24), classes=NAMES), eva.ResNet9(3, 4)
     figures = {
         "zigzag": lambda: plots.zigzag(ZIGZAG, annotate=True), "policies": lambda: plots.policies({"$": ZIGZAG}, 24),
-        "schedule": lambda: plots.schedule(ONE_CYCLE), "annihilation": lambda: plots.annihilation(ONE_CYCLE),
-        "parity": lambda: plots.parity({"CyclicLR": (ZIGZAG, torchs(ZIGZAG))}, 8, 10),
+        "annihilation": lambda: plots.annihilation(ONE_CYCLE),
         "lr_range": lambda: plots.lr_range(curve), "applied": lambda: plots.applied(run.steps, run.schedule),
         "history": lambda: plots.history(run.history, about="$ noise"),
         "compare": lambda: plots.compare({"$": [run.history], "other": [run.history]}),
@@ -86,8 +80,8 @@ def test_every_figure_is_saved_in_a_sane_size_and_leaves_no_trace(curve, run, no
 
 
 def test_axes_of_ones_own_are_drawn_into(curve):
-    own, drawn = Figure(), ((plots.zigzag, ZIGZAG), (plots.schedule, ONE_CYCLE), (plots.lr_range, curve))
-    for ax, (draw, what) in zip(own.subplots(1, 3), drawn, strict=True):
+    own, drawn = Figure(), ((plots.zigzag, ZIGZAG), (plots.lr_range, curve))
+    for ax, (draw, what) in zip(own.subplots(1, 2), drawn, strict=True):
         assert draw(what, ax=ax, about="mine") is own and ax.lines
 
 
@@ -99,18 +93,7 @@ def test_policies_are_drawn_as_they_are():
     named = {"zigzag": ZIGZAG, "one-cycle": ONE_CYCLE, "shrinking": eva.ExpRange(0.01, 0.1, 4, 0.9)}
     figure = plots.policies(named, 24)
     assert all(follows(figure, policy) and title in words(figure) for title, policy in named.items())
-    for policy in (ONE_CYCLE, eva.StepDecay(24, 0.1)):
-        assert follows(plots.schedule(policy), policy)
-    assert "LR_MAX = 0.1 at epoch 5" in words(plots.schedule(ONE_CYCLE))
     assert follows(plots.annihilation(ONE_CYCLE), ONE_CYCLE)
-    with pytest.raises(InputError, match="with an end"):
-        plots.schedule(ZIGZAG)
-
-
-def test_parity_says_the_largest_difference():
-    for theirs, least, most in ((ZIGZAG, 0, 1e-12), (Triangular(0.01, 0.2, 4), 0.099, 0.101)):
-        text = words(plots.parity({"CyclicLR": (ZIGZAG, torchs(theirs))}, 8, 10))
-        assert least <= float(text.split("CyclicLR: largest difference ")[1].split()[0]) <= most
 
 
 def test_the_range_test_marks_both_rates_and_says_why(curve):

@@ -6,7 +6,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..errors import check
-from ..schedule import OneCycle
 from ._base import BLUE, COLORS, GREEN, GREY, ORANGE, Picture, beside, epoch_axis, policy_curve, show_ends, styled
 
 
@@ -44,42 +43,6 @@ def policies(named: dict, epochs: float) -> Figure:
         policy_curve(ax, policy, epochs)
         ax.set_title(title)
         ax.label_outer()
-    return figure
-
-
-@styled
-def schedule(policy, *, ax=None) -> Figure:
-    """A policy with an end over its epochs; of a one-cycle policy both rates and the peak are marked."""
-    check("policy", policy, hasattr(policy, "epochs"), "one with an end, its epochs; plots.policies draws the others")
-    title, points, end = type(policy).__name__, {}, policy.epochs
-    if isinstance(policy, OneCycle):
-        title, peak = "One-cycle policy, no annihilation: it ends where it began", policy.peak_epoch
-        points = {peak: f"LR_MAX = {policy.lr_max:.3g} at epoch {peak:g}"}
-        points |= {0: f"LR_MIN = {policy.lr_min:.3g}", end: f"LR_MIN at epoch {end:g}"}
-    ax = ax or Picture(8, 4, title).subplots()
-    policy_curve(ax, policy, end)
-    for epoch, words in points.items():
-        ax.plot(epoch, policy(epoch), "o", color=ORANGE, clip_on=False)
-        offset, side = (-14, "right") if epoch > end / 2 else (14, "left")  # where there is more room
-        beside(ax, words, (epoch, policy(epoch)), (offset, 0), ha=side)
-    ax.set_ylim(0)
-    return ax.figure
-
-
-@styled
-def parity(pairs: dict, epochs: float, steps_per_epoch: int) -> Figure:
-    """Policies as lines and torch's schedulers, driven step by step, as dots on them: {title: (policy, scheduler)}."""
-    figure = Picture(8, 2.4 * len(pairs) + 0.5, "Our policies (lines) and torch's schedulers (dots), step by step")
-    epoch = np.arange(round(epochs * steps_per_epoch) + 1) / steps_per_epoch
-    for ax, (name, (policy, other)) in zip(figure.subplots(len(pairs), squeeze=False).flat, pairs.items(), strict=True):
-        theirs = []
-        for _ in epoch:
-            theirs.append(other.optimizer.param_groups[0]["lr"])
-            other.optimizer.step()  # a scheduler warns when it moves before its optimizer
-            other.step()
-        policy_curve(ax, policy, epochs, ORANGE, lw=6, alpha=0.4)
-        ax.plot(epoch[::4], theirs[::4], ".", ms=4, color=BLUE)
-        ax.set_title(f"{name}: largest difference {abs(policy(epoch) - theirs).max():.1g}")
     return figure
 
 
