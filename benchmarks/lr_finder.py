@@ -38,17 +38,17 @@ from eva_utils.plots._base import BLUE, ORANGE, Picture, styled
 from eva_utils.train import Trainer
 
 SEEDS = range(3)
-RULES = ("eva_utils", "lowest / 10", "steepest", "valley", "Prodigy", "schedule-free")
+RULES = ("ours", "lowest / 10", "steepest", "valley", "Prodigy", "schedule-free")
 # What eva_utils did for SGD and networks without normalisation layers, too, until this study showed what that costs.
 WHOLE = "not halved"
 GRID, MOST = 6, 12  # so many LR_MAX, a factor of two apart, and at most where the best stays at an end
 RATIO = 20  # LR_MAX over LR_MIN on the grid, and for the rules that say nothing of LR_MIN
 # Ours, which "lowest" and "steepest" are read off as well, and fastai's own, because its range is part of its rule.
 TESTS = {
-    "eva_utils": {"lr_start": 1e-3, "lr_end": 10.0, "steps": 90},
+    "ours": {"lr_start": 1e-3, "lr_end": 10.0, "steps": 90},
     "fastai": {"lr_start": 1e-7, "lr_end": 10.0, "steps": 100},
 }
-ADAMW = TESTS | {"eva_utils": {"lr_start": 1e-5, "lr_end": 0.1, "steps": 90}}
+ADAMW = TESTS | {"ours": {"lr_start": 1e-5, "lr_end": 0.1, "steps": 90}}
 Curves = dict[str, dict[str, list[float]]]  # of TESTS: their "lr" and "loss"
 
 
@@ -110,7 +110,7 @@ Task = tuple[Setting, int, str, Pair | None]  # with seed and rule; None: the ra
 
 def rates(curves: Curves, classes: int = 10, share: float = 1.0) -> dict[str, tuple[float, float]]:
     """(lr_min, lr_max) of each rule; ours, times ``share``, is left out where it refuses the curve."""
-    lr, loss = (np.array(values) for values in curves["eva_utils"].values())
+    lr, loss = (np.array(values) for values in curves["ours"].values())
     smooth, inner = loss.copy(), slice(10, -5)  # torch-lr-finder's
     for i in range(1, len(loss)):
         smooth[i] = 0.05 * loss[i] + 0.95 * smooth[i - 1]
@@ -127,7 +127,7 @@ def rates(curves: Curves, classes: int = 10, share: float = 1.0) -> dict[str, tu
     found = {rule: (float(rate) / RATIO, float(rate)) for rule, rate in maxima.items()}
     with contextlib.suppress(eva.InputError):
         ours = read_curve(lr, loss, math.log(classes), share)
-        found["eva_utils"] = ours.lr_min, ours.lr_max
+        found["ours"] = ours.lr_min, ours.lr_max
     return found
 
 
@@ -300,15 +300,15 @@ def pairs(rows: Rows, setting: Setting, seed: int) -> dict[str, Pair]:
     """The rates of each rule; none of ours if it cannot read the curve. Of methods that need none: (1, 1)."""
     stored, classes = done(rows, setting, seed, "range test")["curves"], 100 if setting.data == "pairs" else 10
     found = rates(stored, classes)
-    if setting.bare and "eva_utils" in found:
-        found = rates(stored, classes, BARE) | {WHOLE: found["eva_utils"]}
+    if setting.bare and "ours" in found:
+        found = rates(stored, classes, BARE) | {WHOLE: found["ours"]}
     return {rule: found.get(rule, (1.0, 1.0)) for rule in (*RULES, WHOLE) if rule in found or rule in RULES[-2:]}
 
 
 def grid(rows: Rows, setting: Setting) -> dict[float, float | None]:
     """LR_MAX -> mean accuracy over the seeds, None where it has not been trained with."""
     found = [pairs(rows, setting, seed) for seed in SEEDS]
-    middles = [each.get(WHOLE) or each.get("eva_utils") or each["lowest / 10"] for each in found]
+    middles = [each.get(WHOLE) or each.get("ours") or each["lowest / 10"] for each in found]
     middle = mean(math.log2(lr_max / 0.1) for _, lr_max in middles)
     low = math.floor(middle) - GRID // 2 + 1
     high = low + GRID - 1
@@ -357,7 +357,7 @@ def judged(rows: Rows, setting: Setting) -> tuple[float, float, dict[str, list[d
 def counted(rows: Rows) -> dict[Setting, tuple]:
     """The complete ones of SETTINGS, but for those whose curves ours refuses to read."""
     found = {setting: judged(rows, setting) for setting in SETTINGS}
-    return {setting: values for setting, values in found.items() if values and values[2]["eva_utils"]}
+    return {setting: values for setting, values in found.items() if values and values[2]["ours"]}
 
 
 def summary(rows: Rows) -> str:
@@ -381,7 +381,7 @@ def summary(rows: Rows) -> str:
     head = [f"{name}: {what}" for name in groups for what in ("mean", "worst")]
     devices = dict.fromkeys(where(row) for row in rows.rows if "curves" in row)
     tried = sum(judged(rows, setting) is not None for setting in SETTINGS)
-    others = {"left out: eva_utils refuses the curve": tried - len(complete), "not run yet": len(SETTINGS) - tried}
+    others = {"left out: ours refuses the curve": tried - len(complete), "not run yet": len(SETTINGS) - tried}
     others = "; ".join(f"{n} {words}" for words, n in others.items() if n)
     title = f"{len(complete)} of {len(SETTINGS)} settings{f' ({others})' * bool(others)}, {len(SEEDS)} seeds each"
     title += f"; {'; '.join(devices)}"
@@ -398,7 +398,7 @@ def details(rows: Rows) -> str:
             for some in runs.values():
                 marks = "*" * sum(row["failed"] for row in some) + " refused" * (0 < len(some) < len(SEEDS))
                 cells.append((f"{accuracy_ - mean(row['raw'] for row in some):.1f}" if some else "") + marks)
-            maxima = ", ".join(f"{row['lr_max']:.2g}" for row in runs["eva_utils"]) or "refused"
+            maxima = ", ".join(f"{row['lr_max']:.2g}" for row in runs["ours"]) or "refused"
             name = f"{setting}{' (not counted above)' * (setting in OTHERS)}"
             lines.append([name, f"{best:.2g}", f"{accuracy_:.1f}", *cells, maxima])
     return markdown(["setting", "best LR_MAX", "accuracy", *RULES, WHOLE, "LR_MAX found"], lines)

@@ -129,18 +129,18 @@ def test_the_study_of_rates_widens_its_grid_and_runs_nothing_twice(tmp_path, cal
     rows, found = Rows(tmp_path / "rows.json"), lr_finder.rates(CURVES)
     grid = sorted({row["lr_max"] for row in rows.rows if row["rule"] == "grid"})
     assert grid == pytest.approx([0.1 * 2**k for k in range(round(math.log2(grid[0] / 0.1)), 6)])  # one beyond 1.6
-    assert grid[0] < found["eva_utils"][1] / 4 and len(rows.rows) == 3 * (1 + 7 + len(grid))
+    assert grid[0] < found["ours"][1] / 4 and len(rows.rows) == 3 * (1 + 7 + len(grid))
     with Image.open(tmp_path / "rows.png") as image:
         assert image.width > 600
     assert "'rule'" in printed and "'rule'" not in call(lr_finder, "--out", rows.path)
 
 
-@pytest.mark.parametrize("rule", ["eva_utils", "Prodigy", "schedule-free"])
+@pytest.mark.parametrize("rule", ["ours", "Prodigy", "schedule-free"])
 def test_the_study_of_rates_trains(tmp_path, rule):
     for module in {"Prodigy": ["prodigyopt"], "schedule-free": ["schedulefree"]}.get(rule, []):
         pytest.importorskip(module)
     setting = lr_finder.Setting("digits", "VGG", 32, "adamw", 0.01, 3)
-    row = lr_finder.accuracy(setting, 0, rule, (0.001, 0.01) if rule == "eva_utils" else (1.0, 1.0), "digits")
+    row = lr_finder.accuracy(setting, 0, rule, (0.001, 0.01) if rule == "ours" else (1.0, 1.0), "digits")
     assert rule == "Prodigy" or not row["failed"]  # Prodigy begins slowly
     assert rule != "schedule-free" or row["raw"] == row["ema"]
 
@@ -192,7 +192,7 @@ def test_throughputs_parts_and_ratios():
 def test_the_rule_is_the_one_that_was_judged():
     """Every pair that was trained with as ours is what the rule reads today off the curve of that setting and seed."""
     rows, keys = Rows(ROOT / "assets/benchmarks/lr_study.json"), lr_finder.Setting.__dataclass_fields__
-    for row in (trained := [row for row in rows.rows if row["rule"] == "eva_utils"]):
+    for row in (trained := [row for row in rows.rows if row["rule"] == "ours"]):
         setting = lr_finder.Setting(**{key: row[key] for key in keys})
-        assert lr_finder.pairs(rows, setting, row["seed"])["eva_utils"] == pytest.approx((row["lr_min"], row["lr_max"]))
+        assert lr_finder.pairs(rows, setting, row["seed"])["ours"] == pytest.approx((row["lr_min"], row["lr_max"]))
     assert len(trained) > 40
