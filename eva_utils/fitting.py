@@ -110,7 +110,8 @@ def fit(
             raise InputError(f"process {rank()} was given something else than process 0 (there):\n{changed}")
         trainer = Trainer(model, batches, schedule, recipe, precision)
         keeper = Keeper(trainer, settings, test, folder, fresh)
-        model.trained_on = trainer.ema.trained_on = about(train)
+        before, model.trained_on = getattr(model, "trained_on", None), about(train)
+        trainer.ema.trained_on = model.trained_on
         if folder and rank() == 0:
             note_config(folder / CONFIG, recipe, schedule)
         if trainer.history:
@@ -132,6 +133,7 @@ def fit(
                     on_epoch(dict(row))
         except BaseException as error:
             trainer.model.load_state_dict(keeper.weights)
+            model.trained_on = model.trained_on if keeper.epochs else before
             if isinstance(error, KeyboardInterrupt) or stopped:
                 done = f"goes on after epoch {keeper.epochs}" if keeper.epochs else "starts over"
                 epoch = min(len(trainer.history) + 1, trainer.epochs)

@@ -162,7 +162,7 @@ class Keeper:
             check(str(file), sorted(state), {"settings", "asked"} <= state.keys(), right)
             return state
         if fresh:
-            left = ", which a training has left" if hasattr(self.trainer.model, "trained_on") else ""
+            left = ", which a training has left" if getattr(self.trainer.model, "trained_on", None) else ""
             print(f"{self.folder}: starting over from the model's weights{left}")
         run.forget(self.folder, *(run.TRAINED if fresh else [run.RESULTS]))  # the latter marks a finished run
         return None

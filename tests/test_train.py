@@ -367,6 +367,7 @@ def test_a_stop_in_the_first_epoch_or_while_it_saves_or_tests(function, call, cn
         patch.setattr(module, function, stop)
         with pytest.raises(KeyboardInterrupt):
             train(model, folder=tmp_path)
+    assert bool(model.trained_on) == (tmp_path / "checkpoint.pt").exists()
     done = train(model, folder=tmp_path)
     assert_same_run(done, train())
     assert read_csv(tmp_path / "lr.csv") == done.steps and len(read_csv(tmp_path / "history.csv")) == 3
