@@ -19,6 +19,7 @@ from .errors import InputError, check, first_line
 from .model import device_of, forward
 from .processes import on_first
 from .recipe import Recipe
+from .schedule import ratios
 
 POINTS = 25  # at which a policy's rates are compared
 SAVE_SECONDS = 20  # between two checkpoints: after each epoch of half a second they would take longer than training
@@ -99,7 +100,10 @@ def functions(model: nn.Module, data, recipe: Recipe) -> dict:
     found = {}
     if callable(recipe.optimizer):
         optimizer = recipe.make_optimizer(model.parameters())
-        found["optimizer"] = [type(optimizer).__name__, optimizer.state_dict()["param_groups"]]
+        groups = optimizer.state_dict()["param_groups"]
+        for group, share in zip(groups, ratios(optimizer), strict=True):
+            group["lr"] = f"{share:.6g}"  # one that was there before may have a rate that a training has set
+        found["optimizer"] = [type(optimizer).__name__, groups]
     if recipe.criterion is not None:
         x, y = two_of(data)
         k, device = answers(model, x).shape[1], choose_device(recipe.device)

@@ -450,6 +450,18 @@ def test_what_has_the_same_repr_or_weights_is_another_run(first, second, tiny, c
     assert known(**first) == known(**copy.deepcopy(first)) != known(**second)  # the copy has another address
 
 
+def test_an_optimizer_that_is_there_is_the_same_at_another_rate(tiny, cnn):
+    model = cnn()
+    optimizer = torch.optim.SGD([{"params": [p], "lr": 0.3 / (i + 1)} for i, p in enumerate(model.parameters())])
+    recipe = RECIPE.replace(optimizer=lambda _: optimizer)
+    before = identity(model, tiny[0], recipe)
+    for group in optimizer.param_groups:
+        group["lr"] *= 0.7
+    assert identity(model, tiny[0], recipe) == before
+    group["lr"] *= 2
+    assert identity(model, tiny[0], recipe) != before
+
+
 def test_a_loader_with_another_transform_is_another_run(tiny, cnn, batches):
     data = DataLoader(Subset(batches(tiny[0]).dataset, range(8)), batch_size=4)
     there, again = (identity(cnn(), data, RECIPE) for _ in range(2))
