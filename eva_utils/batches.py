@@ -183,7 +183,7 @@ class GivenLoader:
             check("a batch", kind(batch), right and x.shape[:1] == y.shape[:1] > (0,), words)
             if self.outputs:
                 check_labels(y, self.outputs)
-            yield _placed(x.float(), y if y.is_floating_point() else y.long(), self.device)
+            yield _placed(x.float().contiguous(), y if y.is_floating_point() else y.long(), self.device)
 
 
 def _placed(x: torch.Tensor, y: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -73,10 +73,10 @@ def fit(
 ) -> Run:
     """Train ``model`` in place; the rate follows ``schedule`` step by step.
 
-    model: gives logits (n, classes) for (n, 3, h, w). What is frozen (``requires_grad_(False)``, single layers in eval
-    mode) stays so. train, test: ``Images``, or iterables of (x, y) batches with a length, such as a ``DataLoader``; a
-    test loader has to give the same images each time. schedule: called with the epoch (a float) before every step; its
-    ``epochs`` is a whole number. on_epoch: called with each epoch's row of the history, a dict.
+    model: gives logits (n, classes) for (n, 3, h, w). What is frozen (``requires_grad_(False)``; single layers in eval
+    mode, of a network in train mode) stays so. train, test: ``Images``, or iterables of (x, y) batches with a length,
+    such as a ``DataLoader``; a test loader has to give the same images each time. schedule: called with the epoch (a
+    float) before every step; its ``epochs`` is a whole number. on_epoch: called with each epoch's row of the history.
     folder: the run's, for history, checkpoints, weights and results. A later call with the same arguments goes on after
     the last checkpoint, and ends as if nothing had happened. A training that was stopped leaves the model as that
     checkpoint, or as it came, so the same call can be made again. fresh: forget what the folder holds, and start from

@@ -4,7 +4,6 @@ import copy
 import time
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,11 @@ from torch import nn
 from . import run
 from .batches import plain_batches
 from .data import Images, check_images
-from .device import choose_device, seeded
+from .device import seeded
 from .errors import InputError, check, first_line
 from .model import device_of, forward
 from .processes import on_first
 from .recipe import Recipe
-from .schedule import ratios
 
 POINTS = 25  # at which a policy's rates are compared
 SAVE_SECONDS = 20  # between two checkpoints: after each epoch of half a second they would take longer than training
@@ -43,13 +41,19 @@ def check_network(model: nn.Module, data) -> torch.Tensor:
         raise InputError("the model has weights that are not finite, from a run that failed perhaps; make it anew")
     if isinstance(data, Images):
         check_images(data)
-    return answers(model, two_of(data)[0], len(data.classes) if isinstance(data, Images) else None)
+    return answers(model, two_of(data), len(data.classes) if isinstance(data, Images) else None)
 
 
-def two_of(data) -> list[torch.Tensor]:
-    """Two images, as the network gets them in evaluation, and their labels; of a loader that shuffles, any two."""
+def two_of(data) -> torch.Tensor:
+    """Two of its images, as evaluation gives them to the network; of a loader that shuffles, any two."""
     with torch.random.fork_rng([]):  # a loader may draw
-        return [part[:2].clone() for part in next(plain_batches(data, 2, torch.device("cpu")))]
+        return next(plain_batches(data, 2, torch.device("cpu")))[0][:2].clone()
+
+
+def alike(there: torch.Tensor, here: torch.Tensor) -> bool:
+    """Whether one network gave both ``answers``, on different machines perhaps, which round otherwise."""
+    far = 1e-3 * float(there.nan_to_num(0, 0, 0).abs().max())
+    return here.shape == there.shape and torch.allclose(here, there, rtol=0, atol=far, equal_nan=True)
 
 
 def answers(model: nn.Module, x: torch.Tensor, classes: int | None = None) -> torch.Tensor:
@@ -94,34 +98,12 @@ def crc32(tensors: dict[str, torch.Tensor]) -> str:
     return f"{crc:08x}"
 
 
-def functions(model: nn.Module, data, recipe: Recipe) -> dict:
-    """What the functions in ``recipe`` do, since others may have their names: the options of the optimizer that is
-    made, and the loss for logits and labels that are the same each time."""
-    found = {}
-    if callable(recipe.optimizer):
-        optimizer = recipe.make_optimizer(model.parameters())
-        groups = optimizer.state_dict()["param_groups"]
-        for group, share in zip(groups, ratios(optimizer), strict=True):
-            group["lr"] = f"{share:.6g}"  # one that was there before may have a rate that a training has set
-        found["optimizer"] = [type(optimizer).__name__, groups]
-    if recipe.criterion is not None:
-        x, y = two_of(data)
-        k, device = answers(model, x).shape[1], choose_device(recipe.device)
-        logits = 4 * torch.arange(2 * k * k, device=device).view(2 * k, k).sin()  # in no order
-        labels = torch.arange(2 * k * y[0].numel(), device=device).view(2 * k, *y.shape[1:]) % k
-        own, loss = recipe.replace(criterion=copy.deepcopy(recipe.criterion)), None  # it may count its calls
-        with suppress(Exception), torch.no_grad(), seeded(device, 0):  # of labels that do not occur, say
-            loss = f"{own.loss(logits, labels / k if y.is_floating_point() else labels):.4g}"  # devices round otherwise
-        found["criterion"] = [run.without_addresses(repr(recipe.criterion)), loss]
-    return found
-
-
 def identity(model: nn.Module, train, recipe: Recipe, test=None, schedule=None, **more) -> dict:
     """What decides the result, in what json has: compared when a call meets a folder that holds something."""
     # The share of a Dropout, say; the strides, which the optimizer's state has as well.
     layers = f"{run.without_addresses(repr(model))} {[p.stride() for p in model.parameters()]}"
     settings = {
-        "recipe": recipe.compared() | functions(model, train, recipe),
+        "recipe": recipe.compared(),
         "data": [content(data) for data in (train, test) if data is not None],
         "first_weights": crc32(model.state_dict()),
         "params": [sum(p.numel() for p in model.parameters() if p.requires_grad is grad) for grad in (True, False)],
@@ -145,7 +127,7 @@ class Keeper:
 
     def __init__(self, trainer, settings: dict, test, folder: Path | None, fresh: bool) -> None:
         self.trainer, self.settings, self.folder = trainer, settings, folder
-        self.asked = two_of(test)[0] if folder else None  # tell networks apart
+        self.asked = two_of(test) if folder else None  # tell networks apart
         if folder and (state := on_first(self._stored)(fresh)):
             self._compare(state)
             trainer.load_state_dict(state)
@@ -180,9 +162,7 @@ class Keeper:
         if not changed:
             network = copy.deepcopy(self.trainer.ema)
             network.load_state_dict(state["ema"])
-            there, here = state["computes"], answers(network, state["asked"])
-            far = 1e-3 * float(there.nan_to_num(0, 0, 0).abs().max())  # another machine rounds otherwise
-            if here.shape != there.shape or not torch.allclose(here, there, rtol=0, atol=far, equal_nan=True):
+            if not alike(state["computes"], answers(network, state["asked"])):
                 changed = "  what the network computes: another forward() with the same weights"
         if changed:
             raise InputError(

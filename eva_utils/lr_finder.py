@@ -22,7 +22,7 @@ from .batches import Batches, loader, seed_for
 from .data import Images
 from .device import choose_device, choose_precision, keep_memory, seeded
 from .errors import InputError, check, kind
-from .keeper import check_network, identity
+from .keeper import alike, check_network, identity
 from .lr_curve import BARE, SMOOTH, STOPS, LRRange, read_curve
 from .processes import on_first, raise_if_stopped, stoppable
 from .recipe import Recipe
@@ -51,8 +51,8 @@ def find_lr(
     folder: a run's; the result is kept there, and a later call with the same arguments reads it. Of several
     processes, which all have to call this, rank 0 alone makes the test, with whole batches.
 
-    Raises ``InputError`` if the curve cannot be read, or if ``folder`` holds a training with other arguments or from
-    other first weights.
+    Raises ``InputError`` if the curve cannot be read, or if ``folder`` holds a training with other arguments, from
+    other first weights or of another network.
     """
     check("recipe", kind(recipe), isinstance(recipe, Recipe), "a Recipe, after the training data")
     logits = check_network(model, train)
@@ -63,12 +63,14 @@ def find_lr(
     check("lr_start and lr_end", (start, end), right, "positive numbers in this order")
     right = f"a whole number, {3 * SMOOTH} or more, to give a curve that can be read"
     check("steps", steps, isinstance(steps, Integral) and steps >= 3 * SMOOTH, right)
-    computes = [f"{value:.3g}" for value in logits.flatten().tolist()] if isinstance(train, Images) else None
+    computes = logits.tolist() if isinstance(train, Images) else None  # a loader may give others next time
     settings = identity(model, train, recipe, lr_start=start, lr_end=end, steps=steps, computes=computes)
     file = None if folder is None else folder_of(folder) / RANGE
     with exclusive(file.parent) if file else contextlib.nullcontext():
         if file and file.exists():
             kept = LRRange.load(file)
+            if computes and alike(torch.tensor(kept.settings.get("computes", [[0.0]])), logits):
+                settings["computes"] = kept.settings["computes"]
             if not (changed := differences(kept.settings, settings)):
                 print(f"{file}: range test done before")
                 return kept

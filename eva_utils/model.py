@@ -67,7 +67,7 @@ class ResNet9(nn.Sequential):
         self.layer2 = conv_bn(2 * width, 4 * width, pool=True)
         self.layer3 = Residual(4 * width, 8 * width)
         self.head = Head(8 * width, num_classes, logit_scale)
-        self.to(memory_format=torch.channels_last)  # what matrix units take; what follows has it, too
+        self.to(memory_format=torch.channels_last)  # what matrix units take; activations follow the weights
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -5,6 +5,7 @@ import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def image_folder(path: str | os.PathLike, size: int | None = None) -> tuple[Imag
     right = "'cifar10', 'digits' or a folder with train/<class>/ and test/<class>/ (or only <class>/) inside"
     check("data", str(path), bool(str(path)) and root.is_dir(), right)
     right = "a whole number of pixels, between 8 and 4096"
-    check("size", size, size is None or (isinstance(size, int) and 8 <= size <= 4096), right)
+    check("size", size, size is None or (isinstance(size, Integral) and 8 <= size <= 4096), right)
     try:
         train, test, note = _find(root)
         classes = list(train)

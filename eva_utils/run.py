@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+import dis
+import inspect
 import io
 import json
 import os
@@ -10,6 +12,7 @@ import re
 import reprlib
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -149,7 +152,38 @@ def plain(value):
 def _in_json(value):
     if dataclasses.is_dataclass(value):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    return value.tolist() if hasattr(value, "tolist") else without_addresses(repr(value))
+    if isinstance(value, torch.nn.Module):  # a criterion's repr does not tell all it has
+        options = [{k: v for k, v in vars(part).items() if not k.startswith("_")} for part in value.modules()]
+        code = [getattr(type(part), "forward", None) for part in value.modules()]
+        return {without_addresses(repr(value)): {"options": options, "code": code, **_numbers(value.state_dict())}}
+    if inspect.isfunction(value) and not value.__module__.startswith("torch."):  # nor does a lambda's
+        around = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))
+        around = {name: cell.cell_contents for name, cell in around.items()}
+        names = {i.argval for i in dis.get_instructions(value) if i.opname == "LOAD_GLOBAL"}  # not .gamma, an attribute
+        around |= {name: v for name in names if not isinstance(v := value.__globals__.get(name), str)}  # "cuda", say
+        around |= dict(enumerate(value.__defaults__ or ())) | (value.__kwdefaults__ or {})
+        return {f"{value.__qualname__} {zlib.crc32(_code(value.__code__).encode()):08x}": _numbers(around)}
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if type(value).__repr__ is object.__repr__:  # it has none of its own
+        return {type(value).__qualname__: _numbers(getattr(value, "__dict__", {}))}
+    return without_addresses(repr(value))
+
+
+def _numbers(values: dict) -> dict:
+    """What is compared of a function's or an object's surroundings. A list or a network in them may have changed since,
+    so it says nothing."""
+    tensors = {name: v for name, v in values.items() if isinstance(v, torch.Tensor)}
+    sums = {name: zlib.crc32(v.detach().cpu().double().numpy().tobytes()) for name, v in tensors.items()}
+    return {name: v for name, v in values.items() if isinstance(v, (int, float, str))} | sums
+
+
+def _code(code) -> str:
+    """What a function does, without where it stands."""
+    # A set's order is another one in each process.
+    sets = [sorted(map(repr, value)) if isinstance(value, frozenset) else value for value in code.co_consts]
+    constants = [_code(value) if inspect.iscode(value) else repr(value) for value in sets]
+    return f"{code.co_code.hex()} {code.co_names} {constants}"
 
 
 def without_addresses(text: str) -> str:

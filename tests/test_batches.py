@@ -153,6 +153,14 @@ def test_a_worker_that_dies_is_told_in_words(noise):
     multiprocessing.set_start_method(before, force=True)
 
 
+@pytest.mark.parametrize("given", ["images", "batches"])
+def test_networks_that_call_view_get_contiguous_images(given):
+    images = numbered(8)[::2]  # a view that is not
+    data = images if given == "images" else [(images.pixels.permute(0, 3, 1, 2).float(), images.labels)]
+    x, y = whole(loader(data, batch_size=2), 0)
+    assert x.is_contiguous() and sorted(y.tolist()) == [0, 2, 4, 6]
+
+
 def test_any_data_loader_will_do():
     x, y = torch.rand(10, 3, 8, 8), torch.arange(10)
     batches = loader(DataLoader(TensorDataset(x, y), batch_size=4))

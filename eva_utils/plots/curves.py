@@ -147,7 +147,8 @@ def compare(runs: dict) -> Figure:
     """Test accuracy of runs, {name: a list of ``Run.history``}; the axes show the ends, which are named."""
     lengths = [len(rows) for some in runs.values() for rows in some]
     several, differ = len(lengths) > len(runs), max(lengths) > min(lengths)
-    best = max(runs, key=lambda name: np.mean([rows[-1]["test_accuracy_ema"] for rows in runs[name]]))
+    ends = {name: [r[-1]["test_accuracy_ema"] for r in some if len(r) == min(lengths)] for name, some in runs.items()}
+    best = max(ends, key=lambda name: np.mean(ends[name] or 0))
     figure = Picture(9.2, 4.4, f"Test accuracy (%): with the EMA, {best} ends highest")
     words = f"Dotted: where {next(iter(runs))} ended.{' Dashed: longer runs.' * differ}{' Ends: means.' * several}"
     figure.supxlabel(words, fontsize=10, x=0.01, ha="left", color=GREY)
