@@ -192,5 +192,5 @@ def test_uneven_classes_and_too_large_data_are_said(tmp_path, capsys, monkeypatc
     assert len(image_folder(root, size=64)[0]) == 13
     with pytest.raises(InputError, match="size is 64; it has to be left out: digits has its own"):
         photos_module.load_data("digits", size=64)
-    with pytest.raises(InputError, match="size is 16.0; it has to be a whole number"):
+    with pytest.raises(InputError, match=r"size is 16\.0; it has to be a whole number"):
         image_folder(root, size=16.0)
