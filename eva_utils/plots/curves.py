@@ -37,7 +37,8 @@ def zigzag(policy, cycles: float = 3, *, annotate: bool = False, ax=None) -> Fig
 @styled
 def policies(named: dict, epochs: float) -> Figure:
     """Several policies, one below the other: {title: policy}, each over ``epochs`` epochs, all on one scale."""
-    figure = Picture(8, 1.5 * len(named) + 0.8, f"Learning rates over {epochs:g} epochs")
+    title = f"Learning rates over {epochs:g} epochs"
+    figure = Picture(8, 1.5 * len(named) + 0.8, title, alt=f"{title}: {', '.join(named)}")
     panels = figure.subplots(len(named), 1, sharex=True, sharey=True, squeeze=False).flat
     for ax, (title, policy) in zip(panels, named.items(), strict=True):
         policy_curve(ax, policy, epochs)
@@ -67,7 +68,9 @@ def annihilation(policy) -> Figure:
 def lr_range(rates, *, ax=None) -> Figure:
     """The range test: loss against rate; start, half and end of its fall, and both rates, with the reason for each."""
     whole, curve = ax is None, rates.curve
-    ax = ax or Picture(8.5, 5.4, "Range test: the loss of each step while the rate grows").subplots()
+    title = "Range test: the loss of each step while the rate grows"
+    found = f"LR_MIN is {rates.lr_min:.3g}, LR_MAX {rates.lr_max:.3g}"
+    ax = ax or Picture(8.5, 5.4, title, alt=f"{title}; {found}").subplots()
     (low, edge), half = curve.valley(), curve.half()
     start, valley = curve.smooth[0], curve.smooth[low]
     ax.plot(curve.lr, curve.loss, color="0.7", lw=1)
@@ -95,7 +98,7 @@ def lr_range(rates, *, ax=None) -> Figure:
         ylabel=f"loss{' (nats)' * bool(np.isfinite(curve.guess))}: each step, and smoothed",
     )
     ax.set(xlim=(min(curve.lr[0], rates.lr_min) / 1.6, right), ylim=(bottom, top))
-    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_major_formatter(lambda x, _: np.format_float_positional(x, trim="-"))  # 0.00001, not 1e-05
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4 if whole else 2, fontsize=9)
     if whole:
         words = [textwrap.fill(f"{key.upper()}: {rates.reasons[key]}", 116) for key in ("lr_min", "lr_max")]
