@@ -7,7 +7,6 @@ import contextlib
 import copy
 import functools
 import gc
-import inspect
 import io
 import os
 import signal
@@ -158,12 +157,8 @@ def parallel(model: nn.Module) -> nn.Module:
     if device.type == "cuda":
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         model = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model, shared))
-    # average_buffers takes care of them when they are needed; DDP would send rank 0's at every step.
-    known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
-    off = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name
-    return nn.parallel.DistributedDataParallel(
-        model,
-        device_ids=[device] if device.type == "cuda" else None,
-        bucket_cap_mb=4,  # with the default, 25, two thirds of ResNet9's 26 MB would wait for the backward pass's end
-        **{off: False},
-    )
+    gpus = [device] if device.type == "cuda" else None
+    # With buckets of 25 MB, the default, two thirds of ResNet9's 26 MB would wait for the backward pass's end.
+    network = nn.parallel.DistributedDataParallel(model, device_ids=gpus, bucket_cap_mb=4)
+    network.broadcast_buffers = False  # of rank 0's at every step: average_buffers does it when they are needed
+    return network
