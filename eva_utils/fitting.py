@@ -112,8 +112,10 @@ def fit(
         keeper = Keeper(trainer, settings, test, folder, fresh)
         before, model.trained_on = getattr(model, "trained_on", None), about(train)
         trainer.ema.trained_on = model.trained_on
-        if folder and rank() == 0:
-            note_config(folder / CONFIG, recipe, schedule)
+        if folder and rank() == 0:  # enough to run it again; what else the file has stays
+            config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+            policy = {"name": type(schedule).__name__, **getattr(schedule, "__dict__", {})}
+            write_json(folder / CONFIG, config | {"recipe": recipe, "policy": policy})
         if trainer.history:
             begun -= trainer.history[-1]["seconds"]  # those of the calls before count, too
         if recipe.criterion is not None:
@@ -142,13 +144,6 @@ def fit(
         model.eval(), trainer.ema.eval()
         found = on_first(keeper.finish)(lambda: results(trainer, train, on_device, folder, begun), about(train))
         return Run(model, trainer.ema, schedule, trainer.history, trainer.steps, found)
-
-
-def note_config(file: Path, recipe: Recipe, schedule) -> None:
-    """The recipe and the policy, enough to run it again; what else the file has stays."""
-    config = read_json(file) if file.is_file() else {}
-    policy = {"name": type(schedule).__name__, **getattr(schedule, "__dict__", {})}
-    write_json(file, config | {"recipe": recipe, "policy": policy})
 
 
 def line(row: dict, epochs: int) -> str:
