@@ -175,17 +175,15 @@ def results(trainer: Trainer, train, test, folder: Path | None, begun: float) ->
             tta = evaluate(trainer.ema, test, tta=True, **options).accuracy
     rates = {key: getattr(trainer.schedule, key, None) for key in ("epochs", "peak_epoch", "lr_min", "lr_max")}
     found = read_json(folder / RANGE) if folder and (folder / RANGE).is_file() else {}
-    reasons = {
-        key: found["reasons"][key] if found and found[key] == rates[key] else "given" for key in ("lr_min", "lr_max")
-    }
-    seconds_found = found["seconds"] if set(reasons.values()) != {"given"} else 0.0
+    used = {key: why for key, why in found.get("reasons", {}).items() if found[key] == rates[key]}
+    seconds_found = found["seconds"] if used else 0.0
     return {
         "data": getattr(train, "name", None),
         **{key: images[key] for key in ("classes", "image_size")},
         "seed": recipe.seed,
         "batch_size": recipe.batch_size if isinstance(train, Images) else getattr(train, "batch_size", None),
         **rates,
-        "lr_reasons": reasons,
+        "lr_reasons": {"lr_min": "given", "lr_max": "given"} | used,
         "params": sum(p.numel() for p in trainer.model.parameters()),
         **{key: last[key] for key in ("test_accuracy", "test_accuracy_ema", "train_accuracy", "seconds_train")},
         "test_accuracy_ema_tta": tta,
