@@ -79,10 +79,9 @@ def find_lr(
                 cure = f"choose another folder, or empty this one (--fresh does){anew}"
                 raise InputError(f"{str(file)!r} belongs to another run:\n{changed}\n{cure}")
         begun = time.perf_counter()
-        outputs = logits.shape[1]
-        guess = math.log(outputs)
-        if recipe.criterion is not None:  # then what the labels are is its business: a regression's, say
-            guess, outputs = math.inf, None
+        # With a criterion, what the labels are is its business: a regression's, say.
+        outputs = logits.shape[1] if recipe.criterion is None else None
+        guess = math.log(outputs) if outputs else math.inf
         # weight_norm's modules, of torch.nn.utils, normalise weights.
         names = [type(m).__name__ for m in model.modules() if not type(m).__module__.startswith("torch.nn.utils")]
         bare = isinstance(optimizer, torch.optim.SGD) and not any("Norm" in name for name in names)
