@@ -156,7 +156,7 @@ class Keeper:
     def _compare(self, state: dict) -> None:
         """The model may have the run's first weights, or those that it was stopped or finished with."""
         there, here = state["settings"], self.settings
-        if here["first_weights"] == state["weights"]:  # the next checkpoint, too, shall say what the run began with
+        if here["first_weights"] == crc32(state["model"]):  # the next checkpoint, too, says what the run began with
             here["first_weights"] = there["first_weights"]
         changed = run.differences(there, here)
         if not changed:
@@ -184,7 +184,6 @@ class Keeper:
         state = {"settings": self.settings, **self.trainer.state_dict()}
         # The EMA, which is never in train mode: what a network keeps of a pass there has a graph, and cannot be copied.
         state |= {"asked": self.asked, "computes": answers(self.trainer.ema, self.asked)}
-        state["weights"] = crc32(self.trainer.model.state_dict())
         run.write_tensors(self.folder / run.CHECKPOINT, state)
 
     def finish(self, results: Callable[[], dict], about: dict) -> dict:
