@@ -69,7 +69,7 @@ def find_lr(
     with exclusive(file.parent) if file else contextlib.nullcontext():
         if file and file.exists():
             kept = LRRange.load(file)
-            if computes and alike(torch.tensor(kept.settings.get("computes", [[0.0]])), logits):
+            if computes and alike(torch.tensor(kept.settings.get("computes") or [[0.0]]), logits):
                 settings["computes"] = kept.settings["computes"]
             if not (changed := differences(kept.settings, settings)):
                 print(f"{file}: range test done before")

@@ -191,7 +191,8 @@ def test_an_optimizer_that_is_there_is_left_as_it_was_and_its_hooks_see_the_grad
 # What is kept
 
 
-def test_the_result_is_kept_and_read_by_a_second_call(monkeypatch, capsys, tmp_path, images, model):
+def test_the_result_is_kept_and_read_by_a_second_call(monkeypatch, capsys, tmp_path, images, model, batches):
+    find_lr(model, batches(images, 64), RECIPE, folder=tmp_path, steps=40)  # of a loader, which is another test
     first = find_lr(model, images, RECIPE, folder=tmp_path, steps=40)
 
     def tested(*args, **options):
