@@ -28,8 +28,7 @@ HINTS = {
 
 
 def check_network(model: nn.Module, data) -> torch.Tensor:
-    """Logits (2, outputs) of the first weights. Raises ``InputError`` unless they can be trained, on the classes of
-    ``data``."""
+    """Logits (2, outputs) of the first weights, which have to be fit to be trained, on the classes of ``data``."""
     device_of(model)  # for its check
     parameters = list(model.parameters())
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in parameters):
@@ -120,9 +119,8 @@ def identity(model: nn.Module, train, recipe: Recipe, test=None, schedule=None, 
 class Keeper:
     """Keeps what ``trainer`` has done: in ``folder``, if there is one; after a stop, in the model.
 
-    settings: what has to be the same for a call to go on (``identity``). test: its images or batches. The trainer goes
-    on from the folder's checkpoint, if there is one, unless ``fresh`` forgets it. Raises ``InputError`` if that is
-    another run's.
+    settings: what has to be the same for a call to go on (``identity``) from the folder's checkpoint, if there is one
+    and ``fresh`` does not forget it.
     """
 
     def __init__(self, trainer, settings: dict, test, folder: Path | None, fresh: bool) -> None:

@@ -37,10 +37,7 @@ def folder_of(path: str | os.PathLike) -> Path:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """``folder`` for this process alone, by a lock that ends with the process; within it, it may be asked for again.
-
-    Raises ``InputError`` if another process has it, or if the folder cannot be written.
-    """
+    """``folder`` for this process alone, by a lock that ends with the process; within it, it may be asked for again."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.resolve() / ".lock", is_singleton=True)
@@ -62,10 +59,7 @@ def forget(folder: Path, *names: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write beside ``path`` first: a file takes its name only when it is whole and on the disk.
-
-    Raises ``InputError`` if that fails (folder not writable, disk full); what was at ``path`` before is then unharmed.
-    """
+    """Write beside ``path`` first: a file takes its name only when it is whole and on the disk."""
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
