@@ -142,8 +142,7 @@ class Keeper:
         file = self.folder / run.CHECKPOINT
         if not fresh and (file.is_file() or run.copy_of(file)):
             state = run.read_tensors(file)
-            right = "a checkpoint of this version; delete it"
-            check(str(file), sorted(state), {"settings", "asked"} <= state.keys(), right)
+            check(str(file), sorted(state), "asked" in state, "a checkpoint of this version; delete it")
             return state
         if fresh:
             left = ", which a training has left" if getattr(self.trainer.model, "trained_on", None) else ""

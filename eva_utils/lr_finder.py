@@ -61,8 +61,7 @@ def find_lr(
     start, end = low if lr_start is None else lr_start, high if lr_end is None else lr_end
     right = isinstance(start, Real) and isinstance(end, Real) and 0 < start < end < math.inf
     check("lr_start and lr_end", (start, end), right, "positive numbers in this order")
-    right = f"a whole number, {3 * SMOOTH} or more, to give a curve that can be read"
-    check("steps", steps, isinstance(steps, Integral) and steps >= 3 * SMOOTH, right)
+    check("steps", steps, isinstance(steps, Integral) and steps >= 3 * SMOOTH, f"a whole number, {3 * SMOOTH} or more")
     computes = logits.tolist() if isinstance(train, Images) else None  # a loader may give others next time
     settings = identity(model, train, recipe, lr_start=start, lr_end=end, steps=steps, computes=computes)
     file = None if folder is None else folder_of(folder) / RANGE

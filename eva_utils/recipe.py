@@ -110,8 +110,7 @@ class Recipe:
             right = isinstance(optimizer, torch.optim.Optimizer) and not isinstance(optimizer, torch.optim.LBFGS)
             check("the optimizer", kind(optimizer), right, "a torch.optim.Optimizer that needs no closure")
             strange = sum(p not in given for group in optimizer.param_groups for p in group["params"])
-            right = "0: the function gets those to train"
-            check("the number of other parameters in the optimizer", strange, strange == 0, right)
+            check("the number of other parameters in the optimizer", strange, strange == 0, "0: it gets those to train")
             for group in optimizer.param_groups:
                 group |= {key: _plain(value) for key, value in group.items() if key != "params"}
             return optimizer
