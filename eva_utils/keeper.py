@@ -89,11 +89,10 @@ def crc32(tensors: dict[str, torch.Tensor]) -> str:
     """Checksum of tensors, with their names and shapes."""
     crc = 0
     for name, value in tensors.items():
-        if not isinstance(value, torch.Tensor):  # what a module's get_extra_state gives
-            crc = zlib.crc32(f"{name} {value}".encode(), crc)
-            continue
-        crc = zlib.crc32(f"{name} {tuple(value.shape)}".encode(), crc)
-        crc = zlib.crc32(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), crc)
+        is_tensor = isinstance(value, torch.Tensor)  # a module's get_extra_state may give anything
+        crc = zlib.crc32(f"{name} {tuple(value.shape) if is_tensor else value}".encode(), crc)
+        if is_tensor:
+            crc = zlib.crc32(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), crc)
     return f"{crc:08x}"
 
 
