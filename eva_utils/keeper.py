@@ -80,9 +80,8 @@ def content(data):
 
 def within(data, name: str):
     """The attribute ``name`` of loader, subset or data set: of the outermost that has it."""
-    while data is not None and getattr(data, name, None) is None:
-        data = getattr(data, "dataset", None)
-    return getattr(data, name, None)
+    value = getattr(data, name, None)
+    return within(data.dataset, name) if value is None and hasattr(data, "dataset") else value
 
 
 def crc32(tensors: dict[str, torch.Tensor]) -> str:
