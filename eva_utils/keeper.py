@@ -138,15 +138,14 @@ class Keeper:
 
     def _stored(self, fresh: bool) -> dict | None:
         file = self.folder / run.CHECKPOINT
-        if not fresh and (file.is_file() or run.copy_of(file)):
-            state = run.read_tensors(file)
-            check(str(file), sorted(state), "asked" in state, "a checkpoint of this version; delete it")
-            return state
         if fresh:
             left = ", which a training has left" if getattr(self.trainer.model, "trained_on", None) else ""
             print(f"{self.folder}: starting over from the model's weights{left}")
+        elif file.is_file() or run.copy_of(file):
+            state = run.read_tensors(file)
+            check(str(file), sorted(state), "asked" in state, "a checkpoint of this version; delete it")
+            return state
         run.forget(self.folder, *(run.TRAINED if fresh else [run.RESULTS]))  # the latter marks a finished run
-        return None
 
     def _compare(self, state: dict) -> None:
         """The model may have the run's first weights, or those that it was stopped or finished with."""
