@@ -1,12 +1,7 @@
-"""Data sets in memory: ``Images``, and how arrays, CIFAR-10 and scikit-learn's digits become some."""
+"""Data sets in memory: ``Images``, and how arrays and scikit-learn's digits become some."""
 
-import os
-import tarfile
-import tempfile
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -118,37 +113,6 @@ def _pixels(values) -> np.ndarray:
     check("the shape of pixels", np.shape(values), len(axes) == 1, right)
     array = np.moveaxis(array, axes[0], 3)
     return np.ascontiguousarray(array if array.shape[3] == 3 else array.repeat(3, axis=3), np.uint8)
-
-
-def cifar10(root: str | os.PathLike = "data") -> tuple[Images, Images]:
-    """CIFAR-10 (Krizhevsky, 2009): (train, test) with 50,000 and 10,000 images of 32 x 32.
-
-    Uses ``root/cifar-10-batches-py/`` as torchvision, a course or Kaggle left it, else ``root/cifar-10-python.tar.gz``,
-    both without any network. Otherwise downloads the archive (170 MB): from the URL in the environment variable
-    ``EVA_CIFAR10_URL`` if set, then from several mirrors, at last from the original server. torchvision checks every
-    file. Raises ``InputError`` if no place gave the right file (it lists what was tried), or if the one there is wrong.
-    """
-    from torchvision.datasets import CIFAR10
-
-    from .download import fetch_cifar10
-
-    def read(folder) -> tuple[Images, Images]:
-        with warnings.catch_warnings(action="ignore"):  # some versions of NumPy's, that these pickles are old
-            sets = [CIFAR10(folder, train=train) for train in (True, False)]
-        return from_arrays(*((s.data, s.targets) for s in sets), sets[0].classes, "cifar10")
-
-    root = Path(root).expanduser()
-    root = root.parent if root.name == CIFAR10.base_folder else root
-    try:
-        return read(root)
-    except RuntimeError:
-        if (folder := root / CIFAR10.base_folder).exists():
-            print(f"{str(folder)!r} is not whole, and is passed over")
-        archive = fetch_cifar10(root)
-    with tempfile.TemporaryDirectory() as folder, tarfile.open(archive) as tar:  # the archive's own may be read-only
-        tar.extraction_filter = getattr(tarfile, "data_filter", None)  # early versions of Python 3.11 have none
-        tar.extractall(folder)
-        return read(folder)
 
 
 def digits() -> tuple[Images, Images]:

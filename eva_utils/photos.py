@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm.std import tqdm
 
-from .data import Images, cifar10, digits, from_arrays
+from .data import Images, digits, from_arrays
 from .errors import InputError, check, first_line
 
 SUFFIXES = frozenset({
@@ -25,6 +25,8 @@ def load_data(data: str, root: str = "data", size: int | None = None) -> tuple[I
     """(train, test) of "cifar10" (archive in ``root``), "digits" or an image folder's path."""
     check("size", size, size is None or data not in ("cifar10", "digits"), f"left out: {data} has its own")
     if data == "cifar10":
+        from .download import cifar10  # torchvision with it
+
         return cifar10(root)
     return digits() if data == "digits" else image_folder(data, size)
 

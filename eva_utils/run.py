@@ -36,13 +36,16 @@ def folder_of(path: str | os.PathLike) -> Path:
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """``folder`` for this process alone, by a lock that ends with the process; within it, it may be asked for again."""
+def exclusive(folder: Path, name: str = ".lock", seconds: float | None = None) -> Iterator[None]:
+    """``folder`` for this process alone, by a lock that ends with the process; within it, it may be asked for again.
+
+    seconds: to wait for another process; -1 for as long as it takes.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.resolve() / ".lock", is_singleton=True)
+        lock = FileLock(folder.resolve() / name, is_singleton=True)
         with suppress(NotImplementedError):  # a file system without locks
-            lock.acquire(LOCK_SECONDS)
+            lock.acquire(LOCK_SECONDS if seconds is None else seconds)
     except OSError as error:
         why = "it is in use by another process" if isinstance(error, Timeout) else first_line(error)
         raise InputError(f"cannot write into {str(folder)!r}: {why}; choose another folder") from error
