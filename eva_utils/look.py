@@ -13,7 +13,7 @@ from .data import Images, check_images, check_labels, rows
 from .device import autocast, choose_precision
 from .errors import InputError, check
 from .model import ResNet9, device_of, forward
-from .photos import photo
+from .photos import read_photos
 from .processes import rank, total, world_size
 from .run import MODEL, folder_of, read_tensors
 
@@ -190,14 +190,10 @@ def classify(run: str | Path, *files: str | Path, model: nn.Module | None = None
     if not about.get("classes"):
         raise InputError(f"{str(run)!r} was trained on a loader, so it knows neither classes nor mean and std")
     files = [file for some in files for file in (some if isinstance(some, (list, tuple)) else [some])]
+    check("number of files", len(files), len(files) > 0, "1 or more")
     height, width = about["image_size"]
-    pixels = np.zeros((len(files), height, width, 3), np.uint8)
-    for file, place in zip(files, pixels, strict=True):
-        image = photo(file, height if height == width else None)
-        size, right = f"{image.shape[1]} x {image.shape[0]}", f"{width} x {height} pixels, as trained on"
-        check(f"the size of {str(file)!r}", size, image.shape == place.shape, right)
-        place[:] = image
-    labels = torch.zeros(len(files), dtype=torch.int64)
-    images = Images(torch.from_numpy(pixels), labels, *(tuple(about[key]) for key in ("classes", "mean", "std")))
+    pixels = torch.from_numpy(read_photos(files, height if height == width else None))
+    labels = torch.zeros(len(files), dtype=torch.int64)  # of no account
+    images = Images(pixels, labels, *(tuple(about[key]) for key in ("classes", "mean", "std")))
     shares = [zip(images.classes, row, strict=True) for row in predict(model, images).tolist()]
     return [dict(sorted(row, key=lambda share: -share[1])) for row in shares]

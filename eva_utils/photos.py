@@ -52,7 +52,7 @@ def image_folder(path: str | os.PathLike, size: int | None = None) -> tuple[Imag
         classes = list(train)
         if len(classes) < 2:
             raise InputError(f"{str(root)!r} has only the class {classes[0]!r}; a classifier needs 2 or more")
-        pixels = _read([file for split in (train, test) for files in split.values() for file in files], size)
+        pixels = read_photos([file for split in (train, test) for files in split.values() for file in files], size)
     except OSError as error:
         raise InputError(f"{error.filename!r} cannot be read: {error.strerror}") from error
     counts = [[len(split[name]) for name in classes] for split in (train, test)]
@@ -116,7 +116,7 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
     return classes
 
 
-def _read(files: list[Path], size: int | None) -> np.ndarray:
+def read_photos(files: list[Path], size: int | None) -> np.ndarray:
     """All of ``files`` as uint8 (n, h, w, 3); without ``size`` they have to be of one size."""
     height, width, _ = shape = photo(files[0], size).shape
     need, memory = len(files) * height * width * 3, float("inf")
