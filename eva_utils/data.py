@@ -80,11 +80,9 @@ def from_arrays(train: tuple, test: tuple, classes, name: str = "images") -> tup
     splits, names = [], tuple(map(str, classes))
     check("classes", names, len(set(names)) == len(names), "names that differ")
     for pair in (train, test):
-        try:
-            pixels, labels = pair
-        except (TypeError, ValueError) as error:
-            raise InputError(f"train or test is {kind(pair)}; it has to be a pair, (pixels, labels)") from error
-        pixels, labels = (part.cpu() if isinstance(part, torch.Tensor) else part for part in (pixels, labels))
+        right = isinstance(pair, (tuple, list)) and len(pair) == 2
+        check("train or test", kind(pair), right, "a pair, (pixels, labels)")
+        pixels, labels = (part.cpu() if isinstance(part, torch.Tensor) else part for part in pair)
         labels = np.asarray(labels)
         check("the type of labels", str(labels.dtype), labels.dtype.kind in "iu", "whole numbers")
         tensors = (torch.from_numpy(array) for array in (_pixels(pixels), labels.astype(np.int64)))
