@@ -132,16 +132,14 @@ class WorkerLoader(_Loader, torch.utils.data.Dataset):
 
     def __getitem__(self, batch: tuple) -> tuple[torch.Tensor, torch.Tensor]:
         """A whole batch: a worker hands over few large tensors, not many small ones."""
-        epoch, places, index = batch
-        x = [self.augmented(image, place, epoch) for image, place in zip(index, places, strict=True)]
+        (epoch, places, index), x = batch, []
+        for place, pixels in zip(places, self.images.pixels[index].numpy(), strict=True):
+            # A stream of random numbers an image, a function of (seed, epoch, its place in the order), whichever worker
+            # or process makes it. All steps of the pipeline draw from it: seeded alike, two flips would always agree.
+            seed = seed_for(self.seed, epoch, place)
+            self.augment.set_random_state(np.random.default_rng(seed), random.Random(seed))
+            x.append(self.augment(image=pixels)["image"])
         return torch.stack(x).contiguous(), self.images.labels[index]
-
-    def augmented(self, image: int, place: int, epoch: int) -> torch.Tensor:
-        # A stream of random numbers an image, a function of (seed, epoch, its place in the order), whichever worker or
-        # process makes it. All steps of the pipeline draw from it: seeded alike, two flips would always agree.
-        seed = seed_for(self.seed, epoch, place)
-        self.augment.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        return self.augment(image=self.images.pixels[image].numpy())["image"]
 
 
 def _one_thread(worker: int) -> None:
