@@ -103,9 +103,8 @@ def _feature_map(layer: str, images: torch.Size, reshape, output) -> torch.Tenso
     """(n, channels, h, w) of a layer's output, by the user's ``reshape`` if there is one."""
     output = reshape(output) if reshape else output
     shape = getattr(output, "shape", ())
-    if len(shape) != 4 or shape[2:] == (1, 1):
-        right = "no feature map (n, channels, h, w) larger than 1 x 1"
-        raise InputError(f"layer {layer!r} gives {kind(output)}, {right}; take another")
+    right = "a feature map (n, channels, h, w) larger than 1 x 1: take another layer"
+    check(f"what layer {layer!r} gives", kind(output), len(shape) == 4 and shape[2:] != (1, 1), right)
     # Some networks keep (n, h, w, channels): told by the shape of the images, which maps have within a place or so.
     like_images = [abs(h * images[3] - w * images[2]) <= max(images[2:]) for h, w in (shape[2:], shape[1:3])]
     return output.permute(0, 3, 1, 2) if like_images == [False, True] and not reshape else output

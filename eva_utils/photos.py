@@ -50,8 +50,7 @@ def image_folder(path: str | os.PathLike, size: int | None = None) -> tuple[Imag
     try:
         train, test, note = _find(root)
         classes = list(train)
-        if len(classes) < 2:
-            raise InputError(f"{str(root)!r} has only the class {classes[0]!r}; a classifier needs 2 or more")
+        check(f"the list of classes in {str(root)!r}", classes, len(classes) > 1, "2 or more")
         pixels = read_photos([file for split in (train, test) for files in split.values() for file in files], size)
     except OSError as error:
         raise InputError(f"{error.filename!r} cannot be read: {error.strerror}") from error
@@ -122,11 +121,9 @@ def read_photos(files: list[Path], size: int | None) -> np.ndarray:
     need, memory = len(files) * height * width * 3, float("inf")
     if hasattr(os, "sysconf"):  # Windows has none
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if need > memory / 2:
-        raise InputError(
-            f"{len(files):,} images of {width} x {height} pixels take {need / 1e9:.1f} GB, and this machine has "
-            f"{memory / 1e9:.1f} GB; take smaller ones: --size 64 (size=64) or so"
-        )
+    right = f"half of this machine's {memory / 1e9:.1f} GB at most: take smaller ones, --size 64 (size=64) or so"
+    what = f"what {len(files):,} images of {width} x {height} pixels take"
+    check(what, f"{need / 1e9:.1f} GB", need <= memory / 2, right)
     pixels = np.empty((len(files), *shape), np.uint8)
     # Decoding releases the GIL. Closed first, so that after a refusal no further file is decoded.
     with ThreadPoolExecutor() as pool, closing(pool.map(lambda file: photo(file, size), files)) as decoded:

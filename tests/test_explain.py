@@ -142,7 +142,7 @@ def test_blocks_with_the_channels_last_are_found_out(images):
     plain = gradcam(network("chw"), images[:8], "2").maps
     np.testing.assert_allclose(gradcam(network("hwc"), images[:8], "2").maps, plain, atol=1e-5)
     tokens = network("places")
-    with pytest.raises(InputError, match=r"gives Tensor torch.float32 \(1, 64, 5\), no feature map"):
+    with pytest.raises(InputError, match=r"gives is 'Tensor torch.float32 \(1, 64, 5\)'; it has to be a feature map"):
         gradcam(tokens, images[:8], "2")
     with pytest.raises(IndexError):  # not black maps, as grad-cam would have it
         gradcam(network("chw"), images[:8], "2", reshape_transform=lambda a: a.size(9))
@@ -163,7 +163,7 @@ def test_a_layer_that_is_not_used_once_is_refused(images):
 @pytest.mark.parametrize(
     ("layers", "words"),
     [
-        ("head", "layer 'head' gives Tensor .*, no feature map"),
+        ("head", "layer 'head' gives is 'Tensor .* a feature map"),
         (("layer1", "layer9"), "layer9.* such as layer3, layer2, layer1$"),
         ("layer1.down.convolution", "'layer1.down.convolution' .* such as layer1.down.conv"),
         ("features", "'features' .* such as prep, layer1, layer2, layer3, head$"),
