@@ -34,10 +34,9 @@ def check_trained_on(model: nn.Module, images: Images) -> None:
     """Raises ``InputError`` if ``model`` says that it was trained on other classes, sizes or channel statistics."""
     there = getattr(model, "trained_on", None)
     if isinstance(there, dict) and there.get("classes"):
+        here = {"image_size": images.pixels.shape[1:3], "mean": images.mean, "std": images.std}
         differ = ["classes"] * (list(images.classes) != there["classes"])
-        size = there.get("image_size")
-        differ += ["image_size"] * (size is not None and list(images.pixels.shape[1:3]) != list(size))
-        differ += [key for key in ("mean", "std") if not np.allclose(there[key], getattr(images, key), atol=1e-3)]
+        differ += [key for key, numbers in here.items() if not np.allclose(there[key], numbers, atol=1e-3)]
         if differ:
             cure = "give it images like those, or, to use these all the same, set model.trained_on = None"
             raise InputError(f"the images have another {' and '.join(differ)} than those trained on; {cure}")
