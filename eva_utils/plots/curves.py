@@ -92,11 +92,8 @@ def lr_range(rates, *, ax=None) -> Figure:
         beside(ax, words, (1, curve.guess), (5, 0), ("axes fraction", "data"), color=GREY)
     if edge < len(curve.lr):  # and not merely flat to its end
         ax.axvspan(curve.lr[edge], right, color="0.94", zorder=0, label="ignored: too high")
-    ax.set(
-        xscale="log",
-        xlabel="learning rate (log scale)",
-        ylabel=f"loss{' (nats)' * bool(np.isfinite(curve.guess))}: each step, and smoothed",
-    )
+    unit = " (nats)" if np.isfinite(curve.guess) else ""
+    ax.set(xscale="log", xlabel="learning rate (log scale)", ylabel=f"loss{unit}: each step, and smoothed")
     ax.set(xlim=(min(curve.lr[0], rates.lr_min) / 1.6, right), ylim=(bottom, top))
     ax.xaxis.set_major_formatter(lambda x, _: np.format_float_positional(x, trim="-"))  # 0.00001, not 1e-05
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4 if whole else 2, fontsize=9)
