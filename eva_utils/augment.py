@@ -1,9 +1,7 @@
 """Augmentation: one description, two engines.
 
-``Augment`` says what happens to a training image: padding and a random crop, a horizontal flip, one Cutout hole, in
-this order. ``draw``, ``places`` and ``take`` do it to a whole batch with a few tensor operations on the device.
-``albumentations`` is the same as a pipeline for single images, and the reference that the first is tested against:
-the same draws give the same pixels.
+``draw``, ``places`` and ``take`` work on a whole batch, with a few tensor operations on the device. ``albumentations``
+is a pipeline for single images, and the reference: tests show that the same draws give the same pixels.
 """
 
 import functools
@@ -18,7 +16,7 @@ from .errors import check, kind
 
 @dataclass(frozen=True)
 class Augment:
-    """Pad and crop, flip, Cutout; any of them can be switched off.
+    """Pad and crop, flip, Cutout, in this order; any of them can be switched off.
 
     The padding mirrors the edge, the edge itself not repeated. The hole is filled with the mean colour, lies wholly
     inside the crop and is equally likely everywhere there, as in D. Page's cifar10-fast (2018); that of T. DeVries and

@@ -2,10 +2,8 @@
 
 ``len(loader)`` is the number of steps in an epoch, ``loader.epoch(k)`` iterates over epoch k (0, 1, ...) and gives
 (x, y) on the device. Of ``Images`` these are float32 (b, 3, h, w) and int64 (b,), and what comes is a function of
-(seed, epoch) and of nothing else: epoch 7 is the same whether or not epoch 6 ran before it, so a resumed run sees what
-an undisturbed one sees. Every image comes once an epoch; the last batch is smaller if the batch size does not divide
-their number (a single image left over joins the batch before it). Of several processes, each takes its shard of every
-batch, image for image what a single process would see.
+(seed, epoch) alone, so a resumed run sees what an undisturbed one sees. Every image comes once an epoch; the last
+batch may have another size. Of several processes, each takes its shard of every batch that a single one would see.
 """
 
 import dataclasses

@@ -99,8 +99,7 @@ def forward(model: nn.Module, x: torch.Tensor, classes: int | None) -> torch.Ten
 def summary(model: nn.Module, size: int = 32) -> str:
     """A table of the layers, as text: name, output shape, parameters, multiply-adds for one 3 x size x size image.
 
-    Multiply-adds are those of convolutions and matrix products, counted by ``torch.utils.flop_counter``
-    (which counts two operations for each).
+    Multiply-adds: half of the operations of convolutions and matrix products that ``torch.utils.flop_counter`` counts.
     """
     from torch.utils.flop_counter import FlopCounterMode
 

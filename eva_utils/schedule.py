@@ -1,7 +1,6 @@
 """Learning-rate policies: pure functions of the epoch (a float), so plot and training cannot disagree.
 
-``policy(epoch)`` gives the rate at that epoch, for a number or an array. Step 49 of 98 in the eighth epoch is 7.5.
-The cyclic policies only divide by ``step_size``, so both may be counted in iterations as well.
+Step 49 of 98 in the eighth epoch is 7.5. The cyclic policies only divide by ``step_size``, so iterations do as well.
 """
 
 from dataclasses import dataclass
