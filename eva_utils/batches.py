@@ -6,7 +6,6 @@
 batch may have another size. Of several processes, each takes its shard of every batch that a single one would see.
 """
 
-import dataclasses
 import hashlib
 import pickle
 import random
@@ -46,17 +45,11 @@ def loader(data, recipe: Recipe, device: torch.device, shard: tuple[int, int] | 
         height, width = data.pixels.shape[1:3]
         augment.check(height, width)
         if recipe.engine == "batch":
-            return DeviceLoader(to_device(data, device), augment, recipe, device, shard)
+            return DeviceLoader(data.to(device), augment, recipe, device, shard)
         augment = augment.albumentations(data.mean, data.std, height, width)
     else:
         augment = normalized(augment, data)
-    return WorkerLoader(to_device(data, torch.device("cpu")), augment, recipe, device, shard)
-
-
-def to_device(images: Images, device: torch.device) -> Images:
-    """The same images on ``device``."""
-    pixels, labels = images.pixels.to(device).contiguous(), images.labels.to(device)
-    return dataclasses.replace(images, pixels=pixels, labels=labels)
+    return WorkerLoader(data.to("cpu"), augment, recipe, device, shard)
 
 
 class _Loader:

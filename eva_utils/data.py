@@ -44,6 +44,10 @@ class Images:
         index = rows(index)
         return replace(self, pixels=self.pixels[index], labels=self.labels[index])
 
+    def to(self, device: str | torch.device) -> "Images":
+        """The same images on ``device``."""
+        return replace(self, pixels=self.pixels.to(device).contiguous(), labels=self.labels.to(device))
+
     def __repr__(self) -> str:
         n, height, width, _ = self.pixels.shape
         return f"Images({self.name}: {n:,} images of {width} x {height}, {len(self.classes)} classes)"

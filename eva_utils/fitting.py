@@ -10,7 +10,7 @@ from torch import nn
 from tqdm.std import tqdm
 
 from . import __version__
-from .batches import loader, to_device
+from .batches import loader
 from .data import Images
 from .device import choose_device, choose_precision, describe, keep_memory
 from .errors import InputError, check, kind
@@ -123,7 +123,7 @@ def fit(
         rows = [line(row, trainer.epochs) for row in trainer.history]
         steps = f"{trainer.epochs * len(batches):,} steps"
         print(f"{describe(device, world_size())}, {precision}, {steps}", HEADER, *rows, sep="\n")
-        on_device = to_device(test, device) if isinstance(test, Images) else test
+        on_device = test.to(device) if isinstance(test, Images) else test
         try:
             while not trainer.done:
                 row = trainer.epoch() | trainer.test(on_device)
