@@ -28,8 +28,7 @@ class Augment:
     cutout: int = field(default=8, metadata={"help": "side of the square Cutout hole in pixels, 0 for none"})
 
     def __post_init__(self) -> None:
-        for name in ("padding", "cutout"):
-            value = getattr(self, name)
+        for name, value in (("padding", self.padding), ("cutout", self.cutout)):
             check(name, value, isinstance(value, Integral) and value >= 0, "a whole number of pixels, 0 or more")
         check("flip", self.flip, self.flip in (True, False), "True or False")
 
@@ -89,9 +88,6 @@ class Augment:
             side = (self.cutout, self.cutout)
             steps.append(A.CoarseDropout((1, 1), hole_height_range=side, hole_width_range=side, fill=0, p=1))
         return A.Compose([*steps, ToTensorV2()])
-
-
-NONE = Augment(padding=0, flip=False, cutout=0)
 
 
 def normalized(pipeline, images):

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
-from .augment import NONE, Augment, normalize, normalized
+from .augment import Augment, normalize, normalized
 from .data import IMAGES, Images, check_images, check_labels
 from .errors import InputError, check, first_line, kind
 from .processes import rank, world_size
@@ -40,7 +40,7 @@ def loader(data, recipe: Recipe, device: torch.device, shard: tuple[int, int] | 
         return GivenLoader(data, device, outputs)
     check_images(data)
     shard = shard or (rank(), world_size())
-    augment = NONE if recipe.augment is None else recipe.augment
+    augment = Augment(padding=0, flip=False, cutout=0) if recipe.augment is None else recipe.augment
     if isinstance(augment, Augment):
         height, width = data.pixels.shape[1:3]
         augment.check(height, width)

@@ -6,13 +6,12 @@ import pytest
 import torch
 
 from eva_utils import Augment, InputError
-from eva_utils.augment import NONE
 
 
 @pytest.mark.parametrize(("augment", "height", "width"), [
     (Augment(), 32, 32), (Augment(), 20, 28), (Augment(), 28, 20), (Augment(padding=0), 24, 20),
     (Augment(flip=False), 24, 20), (Augment(cutout=0), 24, 20), (Augment(padding=7, cutout=5), 9, 8),
-    (Augment(padding=1, cutout=8), 8, 8), (NONE, 8, 12),  # in the last but one, the hole is all there is
+    (Augment(padding=1, cutout=8), 8, 8), (Augment(0, False, 0), 8, 12),  # in the last but one, the hole is all
 ], ids=str)  # fmt: skip
 def test_both_engines_make_the_same_pixels_of_the_same_draws(augment, height, width, noise):
     images, index = noise(250, height, width), torch.randint(250, (250,))
