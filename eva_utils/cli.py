@@ -140,8 +140,15 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     for flag in ("--lr-min", "--lr-max"):
         add(flag, type=float, metavar="RATE", help="a number; without it, a range test finds one")
     add("--width", type=int, default=64, help="channels of the first layer; the last has 8 times as many (%(default)s)")
-    if argv[:1] == ["train"]:  # the others' help needs no torch
-        _add_recipe(add)
+    # A flag for each field that has a plain value; only here, because the others' help needs no torch.
+    for f in (*fields(eva.Recipe), *fields(eva.Augment)) if argv[:1] == ["train"] else ():
+        flag, words, right = f"--{f.name.replace('_', '-')}", f.metadata["help"], f.metadata.get("right")
+        if isinstance(f.default, bool):
+            add(flag, action=argparse.BooleanOptionalAction, default=f.default, help=words)
+        elif f.name not in ("augment", "criterion"):
+            words += "" if f.default is None else f" ({f.default})"
+            kind, choices = str if f.default is None else type(f.default), right if isinstance(right, tuple) else None
+            add(flag, type=kind, choices=choices, default=f.default, help=words)
 
     add = command(predict)
     add("run", help="the folder that was OUT")
@@ -155,18 +162,6 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     add("--step-size", type=float, default=4, help="half a cycle, in epochs (%(default)s)")
     add("--cycles", type=int, default=3, help="how many (%(default)s)")
     return parser
-
-
-def _add_recipe(add) -> None:
-    """A flag for each field of ``Recipe`` and of its ``Augment`` that has a plain value."""
-    for f in (*fields(eva.Recipe), *fields(eva.Augment)):
-        flag, words, right = f"--{f.name.replace('_', '-')}", f.metadata["help"], f.metadata.get("right")
-        if isinstance(f.default, bool):
-            add(flag, action=argparse.BooleanOptionalAction, default=f.default, help=words)
-        elif f.name not in ("augment", "criterion"):
-            words += "" if f.default is None else f" ({f.default})"
-            kind, choices = str if f.default is None else type(f.default), right if isinstance(right, tuple) else None
-            add(flag, type=kind, choices=choices, default=f.default, help=words)
 
 
 def main(argv: list[str] | None = None) -> int:
