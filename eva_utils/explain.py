@@ -132,11 +132,9 @@ def draw(run: Path, schedule, augment, train_images: Images, test_images: Images
     if set(results["lr_reasons"].values()) != {"given"}:
         used = {"lr_min": schedule.lr_min, "lr_max": schedule.lr_max, "reasons": results["lr_reasons"]}
         figures["lr_finder"] = lambda: plots.lr_range(replace(LRRange.load(run / RANGE), **used))
-    written = 0
     for name, figure in figures.items():
         try:
             plots.save(figure(), run / FIGURES / f"{name}.png")
-            written += 1
         except Exception as error:  # no run is lost for a figure
             print(f"figure {name}: {first_line(error) or type(error).__name__}", file=sys.stderr)
-    print(f"{written} figures are in {run / FIGURES}")
+    print(f"The figures are in {run / FIGURES}")

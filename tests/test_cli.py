@@ -157,7 +157,7 @@ def test_photos_are_trained_on_predicted_and_explained(photos, tmp_path):
     shutil.rmtree(out / "figures")
     status, printed, err = run("explain", out)
     assert status == 0, err
-    assert f"7 figures are in {out / 'figures'}" in printed and files(out).keys() == left.keys()
+    assert f"The figures are in {out / 'figures'}" in printed and files(out).keys() == left.keys()
 
 
 def test_the_range_test_is_drawn_with_the_rates_that_were_used(copied, monkeypatch):
