@@ -41,12 +41,11 @@ class Picture(Figure):
 
 def png(figure: Figure, dpi="figure") -> bytes:
     """``figure`` in 256 colours: a third of the bytes, and a notebook has a dozen of figures."""
-    figure.savefig(
-        large := io.BytesIO(), dpi=dpi, format="png", bbox_inches="tight", pad_inches=0.15, facecolor="white"
-    )
+    large, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(large, dpi=dpi, format="png", bbox_inches="tight", pad_inches=0.15, facecolor="white")
     # The default palette leaves out what is rare, and a green frog turns brown.
     few = Image.open(large).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1)
-    few.save(small := io.BytesIO(), "png", optimize=True)
+    few.save(small, "png", optimize=True)
     return small.getvalue()
 
 
