@@ -64,16 +64,14 @@ def cifar10(root: str | os.PathLike = "data") -> tuple[Images, Images]:
 
 def fetch_cifar10(root: Path) -> Path:
     """The path of the verified archive in ``root``, downloaded if it is not there yet."""
-    tries = [(url, MIRROR_SECONDS) for url in MIRRORS] + [(ORIGINAL, ORIGINAL_SECONDS)]
-    if own := os.environ.get("EVA_CIFAR10_URL"):
-        tries.insert(0, (own, ORIGINAL_SECONDS))
+    urls = [url for url in (os.environ.get("EVA_CIFAR10_URL"), *MIRRORS, ORIGINAL) if url]
     archive, failed = root / ARCHIVE, ""
     # Of several processes one downloads, and the others wait for it as long as that takes.
     with nullcontext() if archive.is_file() else exclusive(root, f".{ARCHIVE}.lock", seconds=-1):
-        while tries and not archive.is_file():
-            url, limit = tries.pop(0)
+        while urls and not archive.is_file():
+            url = urls.pop(0)
             try:
-                content = _download(url, limit)
+                content = _download(url, MIRROR_SECONDS if url in MIRRORS else ORIGINAL_SECONDS)
             except (OSError, ValueError, HTTPException) as error:
                 failed += f"  {url}: {getattr(error, 'reason', None) or first_line(error)}\n"
                 print(failed.splitlines()[-1].strip(), flush=True)
