@@ -89,9 +89,8 @@ def gradcam(
             check(f"how often layer {layer!r} is used", times, times == 1, "once: choose another layer")
             try:
                 for where, labels in ((maps, explained), (true, images.labels)):
-                    targets = [ClassifierOutputTarget(label) for label in labels.tolist()]
                     for part in parts:
-                        where[part, j] = cam(x[part], targets[part])
+                        where[part, j] = cam(x[part], [*map(ClassifierOutputTarget, labels[part].tolist())])
             except (AttributeError, IndexError, TypeError) as error:  # grad-cam waited for a gradient
                 words = f"the logits have no gradient at layer {layer!r} ({first_line(error)}); take another"
                 raise InputError(words) from error
