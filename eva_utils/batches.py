@@ -60,11 +60,9 @@ class _Loader:
         self.seed, self.workers, (self.rank, processes) = recipe.seed, recipe.workers, shard
         n, size = len(images), recipe.batch_size
         check("batch_size", size, size <= n, f"between 1 and the {n:,} training images")
-        self.sizes, left = [size] * (n // size), n % size
-        if left == 1:  # BatchNorm has no variance to take from one image
-            self.sizes[-1] += 1
-        elif left:
-            self.sizes.append(left)
+        self.sizes = [len(part) for part in torch.arange(n).split(size)]
+        if n % size == 1:  # BatchNorm has no variance to take from one image, so the last two become one
+            self.sizes[-2:] = [size + 1]
         right = f"one that leaves each of {processes} processes 2 or more of the {n:,} training images in every batch"
         check("batch_size", size, processes == 1 or min(self.sizes) >= 2 * processes, right)
         self.parts = [part[self.rank :: processes] for part in torch.arange(n).split(self.sizes)]
