@@ -57,8 +57,6 @@ def image_folder(path: str | os.PathLike, size: int | None = None) -> tuple[Imag
     counts = [[len(split[name]) for name in classes] for split in (train, test)]
     each = ", ".join(f"{name} {n} + {m}" for name, n, m in zip(classes, *counts, strict=True))
     print(f"{str(root)!r}: {each if len(classes) <= 50 else f'{len(classes)} classes'} (train + test){note}")
-    if max(counts[0]) > 5 * min(counts[0]):
-        print("The classes are uneven: look at the recall of each, the accuracy hides the small ones.")
     a, b = (np.repeat(np.arange(len(classes)), count) for count in counts)
     known = {hash(image.tobytes()) for image in pixels[: len(a)]}
     if twice := sum(hash(image.tobytes()) in known for image in pixels[len(a) :]):
@@ -106,8 +104,7 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
         passed_over.update(f"folder {f.name}" if f.is_dir() else f.suffix or f.name for f in set(inside) - set(files))
         if not files:
             raise InputError(f"class folder {str(entry)!r} has no images (.png, .jpg, ...); splits are train/, test/")
-        # A name that is no UTF-8 could be neither printed nor drawn.
-        classes[entry.name.encode("utf8", "backslashreplace").decode("utf8")] = files
+        classes[entry.name] = files
     if passed_over:
         print(f"{str(folder)!r}: passed over as no images: " + ", ".join(f"{n} {s}" for s, n in passed_over.items()))
     return classes

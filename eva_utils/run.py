@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import dis
 import inspect
 import io
 import json
@@ -10,7 +9,6 @@ import os
 import pickle
 import re
 import reprlib
-import time
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -25,7 +23,6 @@ from .errors import InputError, check, first_line
 CONFIG, RANGE, STEPS, HISTORY = "config.json", "lr_range.json", "lr.csv", "history.csv"
 MODEL, CHECKPOINT, RESULTS, FIGURES = "model.pt", "checkpoint.pt", "results.json", "figures"
 TRAINED = (CHECKPOINT, RESULTS, HISTORY, STEPS, MODEL)  # what a training leaves
-RETRIES = (0.5, 1, 2, 4)  # seconds between tries to put a file in place: network drives fail now and then
 LOCK_SECONDS = 6  # the workers of a killed process hold its lock for five
 
 
@@ -69,10 +66,6 @@ def write_bytes(path: Path, content: bytes) -> None:
         part.write_bytes(content)
         with part.open("rb+") as file:
             os.fsync(file.fileno())
-        for seconds in RETRIES:
-            with suppress(OSError):
-                return os.replace(part, path)
-            time.sleep(seconds)
         os.replace(part, path)
     except OSError as error:
         raise InputError(f"cannot write {str(path)!r}: {first_line(error)}; what was there is unharmed") from error
@@ -154,11 +147,9 @@ def _in_json(value):
         code = [getattr(type(part), "forward", None) for part in value.modules()]
         return {without_addresses(repr(value)): {"options": options, "code": code, **_numbers(value.state_dict())}}
     if inspect.isfunction(value) and not value.__module__.startswith("torch."):  # nor does a lambda's
-        around = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))
-        around = {name: cell.cell_contents for name, cell in around.items()}
-        names = {i.argval for i in dis.get_instructions(value) if i.opname == "LOAD_GLOBAL"}  # not .gamma, an attribute
-        around |= {name: v for name in names if not isinstance(v := value.__globals__.get(name), str)}  # "cuda", say
-        around |= dict(enumerate(value.__defaults__ or ())) | (value.__kwdefaults__ or {})
+        outside = inspect.getclosurevars(value)
+        around = {name: v for name, v in outside.globals.items() if not isinstance(v, str)}  # "cuda", say
+        around |= outside.nonlocals | dict(enumerate(value.__defaults__ or ())) | (value.__kwdefaults__ or {})
         return {f"{value.__qualname__} {zlib.crc32(_code(value.__code__).encode()):08x}": _numbers(around)}
     if hasattr(value, "tolist"):
         return value.tolist()

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot
-from matplotlib.figure import Figure
 from PIL import Image
 
 import eva_utils as eva
@@ -77,12 +76,6 @@ def test_every_figure_is_saved_in_a_sane_size_and_leaves_no_trace(curve, run, no
         plots.save(plots.zigzag(ZIGZAG), tmp_path / "zigzag.pdf")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert plots.save(plots.zigzag(ZIGZAG), "~/zigzag.png") == tmp_path / "zigzag.png"
-
-
-def test_axes_of_ones_own_are_drawn_into(curve):
-    own, drawn = Figure(), ((plots.zigzag, ZIGZAG), (plots.lr_range, curve))
-    for ax, (draw, what) in zip(own.subplots(1, 2), drawn, strict=True):
-        assert draw(what, ax=ax, about="mine") is own and ax.lines
 
 
 def test_policies_are_drawn_as_they_are():

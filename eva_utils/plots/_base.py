@@ -56,7 +56,7 @@ def styled(draw: Callable) -> Callable:
     def wrapper(*args, about: str = "", **kwargs) -> Figure:
         with matplotlib.rc_context(STYLE):
             figure = draw(*args, **kwargs)
-            if about and (title := getattr(figure, "headline", None)):
+            if about and (title := figure.headline):
                 title.set_text(title.get_text() + "\n ")  # an empty line, which the layout makes room for
                 figure.add_artist(matplotlib.text.Annotation(about, (0, 0), xycoords=title, va="bottom", color=GREY))
         return figure

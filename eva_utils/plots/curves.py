@@ -10,18 +10,18 @@ from ._base import BLUE, COLORS, GREEN, GREY, ORANGE, Picture, beside, epoch_axi
 
 
 @styled
-def zigzag(policy, cycles: float = 3, *, annotate: bool = False, ax=None) -> Figure:
+def zigzag(policy, cycles: float = 3, *, annotate: bool = False) -> Figure:
     """The cyclic triangular curve of ``policy`` over ``cycles`` cycles: bare, or with axes and its terms marked."""
     lo, hi, step, end = policy.lr_min, policy.lr_max, policy.step_size, 2 * policy.step_size * cycles
     height = hi - lo
     if not annotate:
-        ax = ax or Picture(8, 1.8, alt=f"A rate that goes up and down in straight lines, {cycles:g} times").subplots()
+        ax = Picture(8, 1.8, alt=f"A rate that goes up and down in straight lines, {cycles:g} times").subplots()
         policy_curve(ax, policy, end, "black", lw=1.5)
         ax.hlines((lo, hi), 0, end, ["0.3", "0.8"], lw=1, zorder=1)
         ax.set(ylim=(lo - 0.01 * height, hi + 0.01 * height))
         ax.axis("off")
         return ax.figure
-    ax = ax or Picture(8, 4, "The cyclic learning rate and its terms").subplots()
+    ax = Picture(8, 4, "The cyclic learning rate and its terms").subplots()
     policy_curve(ax, policy, end)
     for rate, words, side in ((hi, "LR_MAX", 10), (lo, "LR_MIN", -10)):
         ax.axhline(rate, color="0.8", lw=1, zorder=1)
@@ -65,12 +65,12 @@ def annihilation(policy) -> Figure:
 
 
 @styled
-def lr_range(rates, *, ax=None) -> Figure:
+def lr_range(rates) -> Figure:
     """The range test: loss against rate; start, half and end of its fall, and both rates, with the reason for each."""
-    whole, curve = ax is None, rates.curve
+    curve = rates.curve
     title = "Range test: the loss of each step while the rate grows"
     found = f"LR_MIN is {rates.lr_min:.3g}, LR_MAX {rates.lr_max:.3g}"
-    ax = ax or Picture(8.5, 5.4, title, alt=f"{title}; {found}").subplots()
+    ax = Picture(8.5, 5.4, title, alt=f"{title}; {found}").subplots()
     (low, edge), half = curve.valley(), curve.half()
     start, valley = curve.smooth[0], curve.smooth[low]
     ax.plot(curve.lr, curve.loss, color="0.7", lw=1)
@@ -96,10 +96,9 @@ def lr_range(rates, *, ax=None) -> Figure:
     ax.set(xscale="log", xlabel="learning rate (log scale)", ylabel=f"loss{unit}: each step, and smoothed")
     ax.set(xlim=(min(curve.lr[0], rates.lr_min) / 1.6, right), ylim=(bottom, top))
     ax.xaxis.set_major_formatter(lambda x, _: np.format_float_positional(x, trim="-"))  # 0.00001, not 1e-05
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4 if whole else 2, fontsize=9)
-    if whole:
-        words = [textwrap.fill(f"{key.upper()}: {rates.reasons[key]}", 116) for key in ("lr_min", "lr_max")]
-        ax.figure.supxlabel("\n".join(words), fontsize=10, ha="left", x=0.01, color=GREY)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4, fontsize=9)
+    words = [textwrap.fill(f"{key.upper()}: {rates.reasons[key]}", 116) for key in ("lr_min", "lr_max")]
+    ax.figure.supxlabel("\n".join(words), fontsize=10, ha="left", x=0.01, color=GREY)
     return ax.figure
 
 
