@@ -130,7 +130,7 @@ def draw(run: Path, schedule, augment, train_images: Images, test_images: Images
     }
     if set(results["lr_reasons"].values()) != {"given"}:
         used = {"lr_min": schedule.lr_min, "lr_max": schedule.lr_max, "reasons": results["lr_reasons"]}
-        figures["lr_finder"] = lambda: plots.lr_range(replace(LRRange.load(run / RANGE), **used))
+        figures["lr_finder"] = lambda: plots.lr_range(replace(LRRange.load(run / RANGE), **used), about=about)
     for name, figure in figures.items():
         try:
             plots.save(figure(), run / FIGURES / f"{name}.png")
