@@ -154,7 +154,6 @@ ABLATIONS = {
     "ours, with annihilation": partial(ours, end=1e-5),
     "ours, albumentations engine": partial(ours, engine="albumentations"),
 }
-T4 = {"as-a-T4": partial(ours, precision="fp16")}  # with the scaler; on a GPU only
 GROUPS = {"recipes": list(RECIPES), "ablations": list(ABLATIONS)}
 
 
@@ -260,7 +259,7 @@ def sizes(rows: list[dict]) -> dict[str, dict[str, list[dict]]]:
 
 def main() -> None:
     parser = options(__doc__, ASSETS / "accuracy.json", "accuracy")
-    parser.add_argument("--recipes", nargs="+", default=["recipes"], choices=[*GROUPS, *RECIPES, *ABLATIONS, *T4])
+    parser.add_argument("--recipes", nargs="+", default=["recipes"], choices=[*GROUPS, *RECIPES, *ABLATIONS])
     parser.add_argument("--held-out", action="store_true", help="test on held-out training images")
     args = parser.parse_args()
     rows, (train, test) = Rows(args.out), split(args.data, args.held_out)
@@ -273,7 +272,7 @@ def main() -> None:
             if not rows.find(**key):
                 print(f"\n{key}", flush=True)
                 job = Job(train, args.epochs, args.width, seed, args.work / folder_name(key))
-                rows.add({**key, **run((RECIPES | ABLATIONS | T4)[name], job, test)})
+                rows.add({**key, **run((RECIPES | ABLATIONS)[name], job, test)})
     for tested_on, functions in {"test": [table], "held out": [table, ablation]}.items():
         if chosen := [row for row in rows.rows if row["tested_on"] == tested_on]:
             print(f"\ntested on: {tested_on}", *(function(chosen) for function in functions), sep="\n\n")

@@ -2,10 +2,8 @@
 
 import json
 import math
-import re
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ from PIL import Image
 
 import accuracy
 import eva_utils as eva
-import gpu_day
 import lr_finder
 import superconvergence
 import throughput
@@ -154,30 +151,6 @@ def test_the_study_of_rates_has_networks_for_its_data():
             assert bool(logits.any()) != ("zero head" in setting.network)
     train, _ = lr_finder.images("pairs", "")
     assert train.pixels.shape[1:3] == (16, 32) and {*train.labels.tolist()} == {*range(100)}
-
-
-def test_the_day_on_a_gpu_is_rehearsed_and_not_run_twice(tmp_path, call, monkeypatch):
-    """Two of its benchmarks in this process; of its other steps, only that they would be run."""
-    seen = []
-
-    def run(command, **_):
-        script = command[5]
-        seen.append(script)
-        monkeypatch.setattr(sys, "argv", command[5:])
-        for module in (accuracy, throughput):
-            if script.endswith(f"{module.__name__}.py") and "--help" not in command:
-                module.main()
-        return SimpleNamespace(returncode=0)
-
-    monkeypatch.setattr(gpu_day, "subprocess", SimpleNamespace(run=run))
-    monkeypatch.setattr(gpu_day, "os", SimpleNamespace(environ={}))
-    command = ["--small", "--device", "cpu", "--out", tmp_path / "out"]
-    printed = re.findall(r"^([\w-]+): status 0 after", call(gpu_day, *command), re.MULTILINE)
-    assert printed == [name for name, *_ in gpu_day.STEPS if "airbench" not in name] and len(printed) == len(seen)
-    assert {path.stem for path in (tmp_path / "out").glob("*.json")} == {*printed}
-    assert len(Rows(tmp_path / "out/rows/accuracy.json").rows) == 2
-    assert (tmp_path / "out.tar.gz").stat().st_size < 1e6 and call(gpu_day, *command) == ""
-    assert all(sum(minutes for _, lot, minutes, *_ in gpu_day.STEPS if lot == k) <= 30 for k in (1, 2, 3))
 
 
 def test_throughputs_parts_and_ratios():
