@@ -63,7 +63,6 @@ setup(
             "onnxscript",
             "ipykernel>=6.29",
             "packaging",
-            "setuptools>=70.1",  # builds wheels by itself
         ],
     },
     entry_points={"console_scripts": ["eva-utils = eva_utils.cli:main"]},

@@ -1,11 +1,8 @@
 """The notebooks run from top to bottom in a fresh kernel, and a second run goes on from the first one's checkpoint."""
 
 import importlib.util
-import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -101,15 +98,6 @@ def test_the_install_cell_installs_the_package_where_it_is_missing(path, monkeyp
         monkeypatch.setattr(importlib.util, "find_spec", lambda name, spec=spec: spec)
         exec(code, {"installed": installed})
         assert len(installed) == missing
-
-
-def test_installing_the_package_changes_no_other(tmp_path, monkeypatch):
-    for name in ("setup.py", "pyproject.toml", "README.md", "eva_utils"):
-        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
-    # With the setuptools that is here.
-    options = ["--dry-run", "--no-build-isolation", "--no-index", "--quiet", "--report", "-"]
-    report = subprocess.check_output([sys.executable, "-m", "pip", "install", *options, tmp_path], text=True)
-    assert [row["metadata"]["name"].replace("-", "_") for row in json.loads(report)["install"]] == ["eva_utils"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
