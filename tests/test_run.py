@@ -149,22 +149,6 @@ def test_a_checkpoint_only_every_so_many_seconds_and_at_the_end(tmp_path, tiny, 
         saved.clear()
 
 
-@pytest.mark.parametrize("function", ["write_csv", "write_tensors"])
-def test_a_failing_save_stops_the_run_and_the_same_call_goes_on(function, tmp_path, tiny, cnn, monkeypatch, capsys):
-    def locked(path, content):
-        raise InputError(f"cannot write {path.name}: it is open elsewhere")
-
-    monkeypatch.setattr(keeper, "SAVE_SECONDS", 0)
-    model = cnn()
-    with monkeypatch.context() as patch:
-        patch.setattr(run, function, locked)
-        with pytest.raises(InputError, match="open elsewhere"):
-            fit(model, *tiny, SCHEDULE, RECIPE, folder=tmp_path)
-    done = fit(model, *tiny, SCHEDULE, RECIPE, folder=tmp_path)  # the model is what the checkpoint holds
-    assert ("going on after epoch 1" in capsys.readouterr().out) == (function == "write_csv")
-    assert read_csv(tmp_path / "history.csv") == done.history
-
-
 def test_a_damaged_checkpoint_is_refused_and_fresh_starts_over(tmp_path, tiny, cnn):
     finished = fit(cnn(), *tiny, SCHEDULE, RECIPE, folder=tmp_path)
     (tmp_path / "checkpoint.pt").write_bytes(b"cut")
