@@ -1,4 +1,4 @@
-"""The learning-rate policies: numbers worked out by hand, PyTorch's step decay, and what must hold for any."""
+"""The learning-rate policies: numbers worked out by hand, and what must hold for any."""
 
 import math
 from dataclasses import replace
@@ -20,6 +20,10 @@ BY_HAND = [
     (ExpRange(1, 5, 2, gamma=0.5), {0: 1, 1: 2, 2: 2, 3: 1.25, 4: 1, 5: 1.0625, 6: 1.0625, 8: 1}),
     # 0.95 up in 5 epochs, 0.19 each; 0.95 down in 19, 0.05 each; lr_min outside.
     (OneCycle(24, 5, 0.05, 1), {-1: 0.05, 0: 0.05, 1: 0.24, 5: 1, 6: 0.95, 15: 0.5, 23: 0.1, 24: 0.05, 30: 0.05}),
+    # A tenth from half of the epochs on, a hundredth from three quarters on; 0.6 * 10 is 6.
+    (StepDecay(24, 0.5), {0: 0.5, 11.75: 0.5, 12: 0.05, 17.75: 0.05, 18: 0.005, 24: 0.005}),
+    (StepDecay(10, 1.0, 0.5, (0.2, 0.4, 0.6)), {1.9: 1, 2: 0.5, 4: 0.25, 5.9: 0.25, 6: 0.125}),
+    (StepDecay(24, 0.5, milestones=()), {0: 0.5, 12: 0.5, 24: 0.5}),
 ]
 
 
@@ -27,17 +31,6 @@ BY_HAND = [
 def test_rates_worked_out_by_hand(policy, table):
     assert policy(np.array(list(table))) == pytest.approx(list(table.values()), rel=1e-12)
     assert {type(policy(number)) for number in (3, 3.0, np.float32(3), np.int64(3), np.array(3))} == {float}
-
-
-def applied(optimizer, scheduler, steps: int) -> list[float]:
-    """The rate of each of ``steps`` optimizer steps."""
-    rates = []
-    for step in range(steps):
-        if step:
-            scheduler.step()
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-    return rates
 
 
 # What must hold for every policy.
@@ -128,14 +121,3 @@ def test_a_loop_of_ones_own_follows_the_policy_and_goes_on_whichever_state_is_lo
             again[part].load_state_dict(parts[part].state_dict())
     loop(again, range(5, 12))
     assert again["scheduler"].get_last_lr() == [policy(3.0), policy(3.0) / 4]
-
-
-def test_step_decay_is_torchs_multi_step():
-    optimizer, policy = torch.optim.SGD([torch.zeros(1)], 0.5), StepDecay(24, 0.5)
-    torchs = torch.optim.lr_scheduler.MultiStepLR(optimizer, [48, 72], gamma=0.1)
-    rates = [policy(step / 4) for step in range(96)]
-    assert applied(optimizer, torchs, 96) == pytest.approx(rates) == policy(np.arange(96) / 4)
-    assert applied(optimizer, policy.scheduler(optimizer, 4), 96) == rates
-    assert set(StepDecay(24, 0.5, milestones=())(np.linspace(0, 24, 100))) == {0.5}
-    assert type(policy(3)) is type(StepDecay(24, 0.5, milestones=())(3)) is float
-    assert StepDecay(10, 1.0, 0.5, (0.2, 0.4, 0.6))(6) == 0.125
