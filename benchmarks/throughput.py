@@ -120,8 +120,7 @@ def data(n: int, workers: int | None = None) -> dict:
     return {"images_per_second": sum(sizes) / seconds, "first_batch_seconds": first}
 
 
-def step(steps: int, precision: str, compiled: bool = False, tuned: bool = False) -> dict:
-    torch.backends.cudnn.benchmark = tuned
+def step(steps: int, precision: str, compiled: bool = False) -> dict:
     if precision == "usual":
         take, (x, y) = usual()[1], (torch.randn(BATCH, 3, 32, 32), torch.randint(10, (BATCH,)))
 
@@ -173,8 +172,6 @@ def parts(images: int, steps: int) -> dict[str, partial]:
         found[f"step: eva_utils, {p}"] = partial(step, many, p)
         if p == BEST:
             found[f"step: eva_utils, {p}, compiled"] = partial(step, many, p, True)
-        if DEVICE.type == "cuda":
-            found[f"step: eva_utils, {p}, cudnn.benchmark"] = partial(step, many, p, tuned=True)
     return found | {f"epoch: {name}": partial(epoch, images, name) for name in ("usual", "eva_utils")}
 
 
