@@ -24,7 +24,6 @@ from eva_utils import (
     Recipe,
     ResNet9,
     StepDecay,
-    digits,
     evaluate,
     find_lr,
     fit,
@@ -187,12 +186,6 @@ def test_history_has_a_row_an_epoch_and_the_last_is_the_result(tiny, train):
         metrics = evaluate(model, tiny[1], label_smoothing=0.2, precision="fp32")
         assert run.history[-1]["test_accuracy" + suffix] == metrics.accuracy == run.results["test_accuracy" + suffix]
         assert run.history[-1]["test_loss" + suffix] == metrics.loss
-
-
-def test_it_learns_digits():
-    recipe = Recipe(augment=Augment(2, False, 4), batch_size=64, device="cpu")
-    results = fit(ResNet9(width=8), *digits(), OneCycle(3, 1, 0.01, 0.3), recipe).results
-    assert results["test_accuracy_ema"] > 90 and results["train_accuracy"] > 90
 
 
 def test_the_average_is_exponential_over_a_share_of_the_steps_so_far(train, monkeypatch):
