@@ -189,9 +189,6 @@ def test_cycle_draws_three_pictures(tmp_path):
     assert status == 2 and "lr_min is nan" in err and not (tmp_path / "none").exists()
 
 
-# Bad input
-
-
 @pytest.mark.parametrize(
     ("flags", "named"),
     [

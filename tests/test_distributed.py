@@ -153,9 +153,6 @@ def test_a_failing_rank_ends_all_with_its_own_message(group):
         assert err.strip().endswith("ZeroDivisionError: a fault") and err.count("Traceback") == 1
 
 
-# The command under torchrun
-
-
 def test_the_command_trains_together(tmp_path):
     (status, out, err), (other, silent, _) = started(2, "-c", COMMAND, *TRAIN, "--out", tmp_path)
     assert (status, other, silent) == (0, 0, ""), err

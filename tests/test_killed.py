@@ -133,8 +133,6 @@ def test_killed_again_and_again_it_ends_like_an_undisturbed_run(engine, workers,
     assert files == expected
 
 
-# Signals from outside
-
 START = """
 import itertools, os, signal, sys
 from eva_utils import cli, keeper

@@ -118,9 +118,6 @@ def test_what_is_no_data_and_what_are_no_logits_is_refused(call, model, tiny, ba
         call(model, torch.zeros(2, 3, 32, 32))
 
 
-# Confusions and mistakes
-
-
 def test_confusion_recall_and_mistakes_are_counted(tiny):
     images, probabilities = tiny[0], torch.rand(len(tiny[0]), 3).softmax(1)  # of a model that is right now and then
     expected, mistakes = np.zeros((3, 3), int), []

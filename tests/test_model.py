@@ -15,9 +15,6 @@ def test_bad_argument_is_named_with_its_value(name, value):
         ResNet9(**{name: value})
 
 
-# The table of the layers.
-
-
 def rows(text: str) -> list[list[str]]:
     """The table's rows between head and total, as words."""
     return [line.split() for line in text.splitlines()[2:-2]]

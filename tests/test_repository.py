@@ -207,9 +207,6 @@ def test_the_code_that_a_notebook_shows_is_todays(name, shown):
     assert [thing for thing in shown if inspect.getsource(thing) not in printed] == []
 
 
-# One OWNER/REPO
-
-
 def test_one_slug_everywhere(tmp_path):
     """And the workflow that points a fork to itself finds all of them."""
     slug = re.search(r"colab\.research\.google\.com/github/([^/]+/[^/]+)/", README)[1]
@@ -225,9 +222,6 @@ def test_one_slug_everywhere(tmp_path):
         text = (ROOT / changed.relative_to(tmp_path)).read_text(encoding="utf8")
         assert set(address.findall(text)) == {slug}, changed
         assert changed.read_text(encoding="utf8") == text.replace(slug, "0some/my.fork") != text
-
-
-# Metadata
 
 
 def test_dependencies_have_lower_bounds_that_colab_meets():

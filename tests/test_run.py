@@ -108,9 +108,6 @@ def test_files_of_other_programs_are_refused_in_words(file):
         read_csv(other)
 
 
-# One process at a time
-
-
 def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path, tiny, cnn, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
     monkeypatch.setattr(run, "LOCK_SECONDS", 0)

@@ -33,8 +33,6 @@ def test_rates_worked_out_by_hand(policy, table):
     assert {type(policy(number)) for number in (3, 3.0, np.float32(3), np.int64(3), np.array(3))} == {float}
 
 
-# What must hold for every policy.
-
 rates = st.tuples(st.floats(1e-6, 1), st.floats(1.001, 1e4)).map(lambda pair: (pair[0], pair[0] * pair[1]))
 kinds = st.sampled_from([Triangular, Triangular2, ExpRange])
 cyclic = st.builds(lambda kind, pair, step: kind(*pair, step), kinds, rates, st.floats(0.01, 100))
@@ -62,8 +60,6 @@ def test_ends_and_peak_are_exact_and_limits_are_kept(policy, epochs):
         assert policy(peak) == policy.lr_max
 
 
-# Bad arguments.
-
 NAN, INF = math.nan, math.inf
 ONE_CYCLE = OneCycle(epochs=24, peak_epoch=5, lr_min=0.1, lr_max=1.0)
 BAD = [
@@ -84,9 +80,6 @@ def test_bad_argument_is_named_with_its_value(good, name, values):
         with pytest.raises(InputError) as error:
             replace(good, **{name: value})
         assert str(error.value).startswith(f"{name} is {value!r}; it has to be ")
-
-
-# The scheduler for a loop of one's own.
 
 
 @pytest.mark.parametrize(
