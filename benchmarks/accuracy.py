@@ -54,20 +54,17 @@ class Cycle:
         return a + (b - a) * ((1 - math.cos(math.pi * share)) / 2 if self.cosine else share)
 
 
-class CyclicMomentum(torch.optim.SGD):
+def cyclic_momentum(parameters, policy: Cycle, steps_per_epoch: int) -> torch.optim.SGD:
     """SGD, not Nesterov's, whose momentum follows a policy of the epoch; it counts its steps in its state."""
+    optimizer = torch.optim.SGD([{"params": parameters, "taken": 0}], lr=1.0, momentum=0.9, weight_decay=5e-4)
 
-    def __init__(self, parameters, policy: Cycle, steps_per_epoch: int, weight_decay: float) -> None:
-        super().__init__(parameters, lr=1.0, momentum=policy(0.0), weight_decay=weight_decay)
-        self.policy, self.steps_per_epoch = policy, steps_per_epoch
-        for group in self.param_groups:
-            group["taken"] = 0
-
-    def step(self, closure=None):
-        for group in self.param_groups:
-            group["momentum"] = self.policy(group["taken"] / self.steps_per_epoch)
+    def follow(optimizer, *_) -> None:
+        for group in optimizer.param_groups:
+            group["momentum"] = policy(group["taken"] / steps_per_epoch)
             group["taken"] += 1
-        return super().step(closure)
+
+    optimizer.register_step_pre_hook(follow)
+    return optimizer
 
 
 class SkipTwice(Residual):
@@ -131,7 +128,7 @@ def solution_a(job: Job):
     recipe = eva.Recipe(seed=job.seed, augment=A.Compose([*padded, *beyond]))
     steps = len(loader(job.train, recipe, choose_device()))
     momentum = Cycle(job.epochs, job.peak, 0.95, 0.85, 0.95, cosine=True)
-    optimizer = partial(CyclicMomentum, policy=momentum, steps_per_epoch=steps, weight_decay=5e-4)
+    optimizer = partial(cyclic_momentum, policy=momentum, steps_per_epoch=steps)
     schedule = Cycle(job.epochs, job.peak, 0.004, 0.609, 0.609 / 25, cosine=True)
     return model, schedule, recipe.replace(optimizer=optimizer)
 
