@@ -188,13 +188,3 @@ def test_what_are_no_batches_of_two_tensors_is_refused_with_the_cure():
             next(batches_module.loader([(x, labels)], Recipe(), torch.device("cpu"), outputs=3).epoch(0))
         assert torch.equal(next(loader([(x, labels)]).epoch(0))[1], labels)
     assert [part.dtype for part in next(loader([(x.double(), y.int())]).epoch(0))] == [torch.float32, torch.int64]
-
-
-def test_another_default_type_for_a_while_leaves_nothing_behind():
-    images = dataclasses.replace(numbered(4), mean=(0.123, 0.2, 0.3))
-    torch.set_default_dtype(torch.float64)
-    try:
-        first = whole(loader(images, None, 4), 0)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert first[0].dtype == torch.float32 and same(whole(loader(images, None, 4), 0), first)
