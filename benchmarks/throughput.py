@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -213,7 +212,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=50_000 if gpu else 5_120, help="of the whole epoch")
     parser.add_argument("--steps", type=int, default=50 if gpu else 2, help="of the training step")
-    parser.add_argument("--out", type=Path, default=ASSETS)
     parser.add_argument("--part", help=argparse.SUPPRESS)
     args = parser.parse_args()
     measurements = parts(args.images, args.steps)
@@ -227,7 +225,7 @@ def main() -> None:
             print(f"round {turn + 1}  {name:<45} {samples[name][-1]}", flush=True)
     settings = {"batch_size": BATCH, "epoch_images": args.images, "steps": args.steps, "rounds": args.rounds}
     device = re.sub(r"[^a-z0-9]+", "-", describe(DEVICE).lower()).strip("-")
-    write_json(args.out / f"throughput-{device}.json", machine() | settings | summarise(samples))
+    write_json(ASSETS / f"throughput-{device}.json", machine() | settings | summarise(samples))
 
 
 if __name__ == "__main__":
