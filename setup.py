@@ -56,7 +56,6 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",
-            "hypothesis>=6.100",
             "ruff>=0.9",
             "nbclient>=0.10",
             "onnx",
