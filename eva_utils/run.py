@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import dis
 import inspect
 import io
 import json
@@ -147,9 +148,11 @@ def _in_json(value):
         code = [getattr(type(part), "forward", None) for part in value.modules()]
         return {without_addresses(repr(value)): {"options": options, "code": code, **_numbers(value.state_dict())}}
     if inspect.isfunction(value) and not value.__module__.startswith("torch."):  # nor does a lambda's
-        outside = inspect.getclosurevars(value)
-        around = {name: v for name, v in outside.globals.items() if not isinstance(v, str)}  # "cuda", say
-        around |= outside.nonlocals | dict(enumerate(value.__defaults__ or ())) | (value.__kwdefaults__ or {})
+        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+        around = {name: cell.cell_contents for name, cell in cells}
+        names = {i.argval for i in dis.get_instructions(value) if i.opname == "LOAD_GLOBAL"}  # not .gamma, an attribute
+        around |= {name: v for name in names if not isinstance(v := value.__globals__.get(name), str)}  # "cuda", say
+        around |= dict(enumerate(value.__defaults__ or ())) | (value.__kwdefaults__ or {})
         return {f"{value.__qualname__} {zlib.crc32(_code(value.__code__).encode()):08x}": _numbers(around)}
     if hasattr(value, "tolist"):
         return value.tolist()

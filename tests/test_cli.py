@@ -164,7 +164,7 @@ def test_the_range_test_is_drawn_with_the_rates_that_were_used(copied, monkeypat
     drawn, precisions, found = [], [], json.loads((copied / "results.json").read_text())
     found |= {"lr_max": 9.0, "lr_reasons": found["lr_reasons"] | {"lr_max": "given"}}
     (copied / "results.json").write_text(json.dumps(found))
-    monkeypatch.setattr(plots, "lr_range", drawn.append)
+    monkeypatch.setattr(plots, "lr_range", lambda rates, about: drawn.append(rates))
     spy = lambda *args, precision: precisions.append(precision) or predict(*args)  # noqa: E731
     monkeypatch.setattr("eva_utils.explain.predict", spy)
     assert run("explain", copied)[0] == 0 and precisions == ["fp32"]
