@@ -381,11 +381,11 @@ def summary(rows: Rows) -> str:
     head = [f"{name}: {what}" for name in groups for what in ("mean", "worst")]
     devices = dict.fromkeys(where(row) for row in rows.rows if "curves" in row)
     tried = sum(judged(rows, setting) is not None for setting in SETTINGS)
-    others = {"left out: ours refuses the curve": tried - len(complete), "not run yet": len(SETTINGS) - tried}
+    others = {"left out: ours refuses the curve": tried - len(complete), "not measured": len(SETTINGS) - tried}
     others = "; ".join(f"{n} {words}" for words, n in others.items() if n)
     title = f"{len(complete)} of {len(SETTINGS)} settings{f' ({others})' * bool(others)}, {len(SEEDS)} seeds each"
     title += f"; {'; '.join(devices)}"
-    return f"{title}:\n\n{markdown(['rule', *head, 'settings above 1', 'runs at chance'], lines)}"
+    return f"{title}:\n\n{markdown(['rule', *head, 'lost more than 1', 'runs at chance'], lines)}"
 
 
 def details(rows: Rows) -> str:
@@ -421,7 +421,7 @@ def draw(rows: Rows) -> Picture:
             ]  # fmt: skip
             x, y = [[point[axis] for point in points] for axis in (0, 1)]
             ax.plot(x, y, marker, ms=5, color=color, alpha=0.6, mew=0, label={"sgd": "SGD", "adamw": "AdamW"}[kind])
-    panels[0].set(ylabel="points lost (0.1: or less)", xlim=(1e-4, 1e2), xticks=[1e-3, 1e-1, 10], ylim=(0.09, 100))
+    panels[0].set(ylabel="points lost (bottom: 0.1 or less)", xlim=(1e-4, 1e2), xticks=[0.01, 1, 100], ylim=(0.09, 100))
     for axis in (panels[0].yaxis, *(ax.xaxis for ax in panels)):
         axis.set_major_formatter("{x:g}")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)

@@ -43,7 +43,7 @@ def speed(file: Path) -> str:
         f"- whole epoch, `fit` over the usual pipeline: {ratios['whole epoch, eva_utils over usual']:.1f} times\n"
         f"- training step (the usual one without its data): {ratios['training step, eva_utils over usual']:.1f} times; "
         f"with `torch.compile` {ratios['compiled over not']:.2f} times that\n"
-        f"- share of the rate of a large matrix product while training: {shares}\n"
+        f"- training reaches, of a large matrix product's rate: {shares}\n"
         f"- batch engine over albumentations, per core: {ratios['batch engine over albumentations, per core']:.1f} "
         f"times; on one core at most {share:.1%} of a step\n\n"
     ) + markdown(["what", "speed", "start, at most", "peak memory"], rows)
