@@ -95,7 +95,7 @@ def lr_range(rates) -> Figure:
     unit = " (nats)" if np.isfinite(curve.guess) else ""
     ax.set(xscale="log", xlabel="learning rate (log scale)", ylabel=f"loss{unit}: each step, and smoothed")
     ax.set(xlim=(min(curve.lr[0], rates.lr_min) / 1.6, right), ylim=(bottom, top))
-    ax.xaxis.set_major_formatter(lambda x, _: np.format_float_positional(x, trim="-"))  # 0.00001, not 1e-05
+    ax.xaxis.set_major_formatter(lambda x, _: np.format_float_positional(float(f"{x:g}"), trim="-"))  # 0.00001
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4, fontsize=9)
     words = [textwrap.fill(f"{key.upper()}: {rates.reasons[key]}", 116) for key in ("lr_min", "lr_max")]
     ax.figure.supxlabel("\n".join(words), fontsize=10, ha="left", x=0.01, color=GREY)
