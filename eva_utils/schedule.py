@@ -10,7 +10,7 @@ import numpy as np
 
 from .errors import check
 
-# Of each field of a policy: what it has to be, and whether it is.
+# Of each field that a policy may have: what it has to be, and whether it is.
 LIMITS = {
     "lr": ("a positive number", lambda p: 0 < p.lr < np.inf),
     "lr_min": ("a positive number", lambda p: 0 < p.lr_min < np.inf),
@@ -25,10 +25,11 @@ LIMITS = {
 
 class _Policy:
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            right, ok = LIMITS[name]
-            check(name, value, name == "milestones" or isinstance(value, Real), "a number")
-            check(name, value, ok(self), right.format(p=self))
+        for name, (right, ok) in LIMITS.items():
+            if hasattr(self, name):
+                value = getattr(self, name)
+                check(name, value, name == "milestones" or isinstance(value, Real), "a number")
+                check(name, value, ok(self), right.format(p=self))
 
     def __call__(self, epoch):
         """The learning rate at ``epoch``: a float for a number, an array of the same shape for an array."""
