@@ -85,7 +85,7 @@ def test_the_numbers_on_readmes_first_screen_are_the_measured_ones():
     lowest, steepest, valley = map(" and ".join, others)
     for said in (
         *(f"**{benchmark.spread(some)} %** (n = {len(some)})" for some in (full, small)),
-        f"reaches {fast[0]:.2f} % (n = {len(fast)}) and {benchmark.spread(ema(16, 'cifar10-fast'))} %",
+        f"reaches {benchmark.spread(fast)} % (n = {len(fast)}) and {benchmark.spread(ema(16, 'cifar10-fast'))} %",
         f"costs {ours[0]} points (SGD) and {ours[1]} (AdamW) against the best rate of a grid",
         f"steepest point {steepest}, a tenth of the lowest {lowest}, fastai's *valley* {valley}",
         f"[{title.split(' of')[0]} settings]",
