@@ -64,19 +64,21 @@ def cifar10(root: str | os.PathLike = "data") -> tuple[Images, Images]:
 
 def fetch_cifar10(root: Path) -> Path:
     """The path of the verified archive in ``root``, downloaded if it is not there yet."""
-    urls = [url for url in (os.environ.get("EVA_CIFAR10_URL"), *MIRRORS, ORIGINAL) if url]
-    archive, failed = root / ARCHIVE, ""
+    own = os.environ.get("EVA_CIFAR10_URL")
+    urls = [url for url in (own, *MIRRORS, ORIGINAL) if url]
+    archive, part, failed = root / ARCHIVE, root / f".{ARCHIVE}.{os.getpid()}", ""
     # Of several processes one downloads, and the others wait for it as long as that takes.
     with nullcontext() if archive.is_file() else exclusive(root, f".{ARCHIVE}.lock", seconds=-1):
         while urls and not archive.is_file():
             url = urls.pop(0)
             try:
-                content = _download(url, MIRROR_SECONDS if url in MIRRORS else ORIGINAL_SECONDS)
+                content = _download(url, ORIGINAL_SECONDS if url in (own, ORIGINAL) else MIRROR_SECONDS)
             except (OSError, ValueError, HTTPException) as error:
                 failed += f"  {url}: {getattr(error, 'reason', None) or first_line(error)}\n"
                 print(failed.splitlines()[-1].strip(), flush=True)
             else:
-                write_bytes(archive, content)
+                write_bytes(part, content)  # of this process alone, where a file system has no locks
+                os.replace(part, archive)
     if not archive.is_file():
         cure = f"Put {ARCHIVE} (md5 {MD5}) into {str(root)!r} yourself, or set EVA_CIFAR10_URL to a place that has it."
         raise InputError(f"CIFAR-10 could not be downloaded; tried\n{failed}{cure}")
@@ -85,7 +87,7 @@ def fetch_cifar10(root: Path) -> Path:
     return archive
 
 
-def _download(url: str, limit: float) -> bytes:
+def _download(url: str, limit: float) -> bytearray:
     """What ``url`` has; raises OSError, ValueError or HTTPException if it is slow, cut short or another file."""
     start, content = time.monotonic(), bytearray()
     host = urllib.parse.urlsplit(url).netloc or "local file"

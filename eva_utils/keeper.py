@@ -36,6 +36,8 @@ def check_network(model: nn.Module, data) -> torch.Tensor:
     kinds = sorted({"inference_mode" if p.is_inference() else str(p.dtype) for p in parameters if p.requires_grad})
     right = "['torch.float32']: others lose small steps, and with none, or all frozen, there is nothing to train"
     check("the type of the parameters that can be trained", kinds, kinds == ["torch.float32"], right)
+    if not all(p.isfinite().all() for p in parameters):
+        raise InputError("the model has weights that are not finite, from a run that failed perhaps; make it anew")
     if isinstance(data, Images):
         check_images(data)
     return answers(model, two_of(data), len(data.classes) if isinstance(data, Images) else None)
@@ -57,6 +59,8 @@ def answers(model: nn.Module, x: torch.Tensor, classes: int | None = None) -> to
     """Logits (2, classes) for the images ``x``: on the CPU, in fp32, in eval mode."""
     try:
         network = copy.deepcopy(model).float().cpu().eval()
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:  # of tensors with a graph that it keeps
         cure = "call it once under torch.no_grad(), or make it anew"
         raise InputError(f"the model cannot be copied ({first_line(error)}); {cure}") from error

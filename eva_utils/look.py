@@ -13,7 +13,7 @@ from .data import Images, check_images, check_labels, rows
 from .device import autocast, choose_precision
 from .errors import InputError, check
 from .model import ResNet9, device_of, forward
-from .photos import read_photos
+from .photos import photo, read_photos
 from .processes import rank, total, world_size
 from .run import MODEL, folder_of, read_tensors
 
@@ -191,6 +191,9 @@ def classify(run: str | Path, *files: str | Path, model: nn.Module | None = None
     files = [file for some in files for file in (some if isinstance(some, (list, tuple)) else [some])]
     check("number of files", len(files), len(files) > 0, "1 or more")
     height, width = about["image_size"]
+    for file in files if height != width else ():  # these are not resized
+        size, right = photo(file).shape[1::-1], f"{width} x {height} pixels, as trained on"
+        check(f"the size of {str(file)!r}", "{} x {}".format(*size), size == (width, height), right)
     pixels = torch.from_numpy(read_photos(files, height if height == width else None))
     labels = torch.zeros(len(files), dtype=torch.int64)  # of no account
     images = Images(pixels, labels, *(tuple(about[key]) for key in ("classes", "mean", "std")))

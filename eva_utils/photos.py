@@ -50,7 +50,7 @@ def image_folder(path: str | os.PathLike, size: int | None = None) -> tuple[Imag
     try:
         train, test, note = _find(root)
         classes = list(train)
-        check(f"the list of classes in {str(root)!r}", classes, len(classes) > 1, "2 or more, a folder each")
+        check(f"the list of classes in {str(root)!r}", classes, len(classes) > 1, "2 or more, a folder of images each")
         pixels = read_photos([file for split in (train, test) for files in split.values() for file in files], size)
     except OSError as error:
         raise InputError(f"{error.filename!r} cannot be read: {error.strerror}") from error
@@ -104,7 +104,8 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
         passed_over.update(f"folder {f.name}" if f.is_dir() else f.suffix or f.name for f in set(inside) - set(files))
         if not files:
             raise InputError(f"class folder {str(entry)!r} has no images (.png, .jpg, ...); splits are train/, test/")
-        classes[entry.name] = files
+        # A name that is no UTF-8 could be neither printed nor drawn.
+        classes[entry.name.encode("utf8", "backslashreplace").decode("utf8")] = files
     if passed_over:
         print(f"{str(folder)!r}: passed over as no images: " + ", ".join(f"{n} {s}" for s, n in passed_over.items()))
     return classes

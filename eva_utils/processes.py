@@ -160,5 +160,5 @@ def parallel(model: nn.Module) -> nn.Module:
     gpus = [device] if device.type == "cuda" else None
     # With buckets of 25 MB, the default, two thirds of ResNet9's 26 MB would wait for the backward pass's end.
     network = nn.parallel.DistributedDataParallel(model, device_ids=gpus, bucket_cap_mb=4)
-    network.broadcast_buffers = False  # of rank 0's at every step: average_buffers does it when they are needed
+    network.broadcast_buffers = False  # DDP would send rank 0's at every step; average_buffers does it when needed
     return network

@@ -20,6 +20,13 @@ def option(default, help: str, right: str | tuple = "", ok: Callable | None = No
     return field(default=default, metadata={"help": help, "right": right, "ok": ok, "compared": compared})
 
 
+def _plain(value):
+    """Python's numbers for NumPy's: a checkpoint with these could not be read."""
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a network is trained; the same for the range test (``find_lr``) and the training (``fit``).
@@ -103,9 +110,10 @@ class Recipe:
             right = isinstance(optimizer, torch.optim.Optimizer) and not isinstance(optimizer, torch.optim.LBFGS)
             check("the optimizer", kind(optimizer), right, "a torch.optim.Optimizer that needs no closure")
             strange = sum(p not in given for group in optimizer.param_groups for p in group["params"])
-            check("the number of other parameters in the optimizer", strange, strange == 0, "0: it gets those to train")
-            for group in optimizer.param_groups:  # a checkpoint with NumPy's numbers could not be read
-                group |= {key: value.item() for key, value in group.items() if isinstance(value, np.generic)}
+            right = "0: the function gets those to train"
+            check("the number of other parameters in the optimizer", strange, strange == 0, right)
+            for group in optimizer.param_groups:
+                group |= {key: _plain(value) for key, value in group.items() if key != "params"}
             return optimizer
         common = {"lr": 1.0, "weight_decay": self.weight_decay, "fused": True}
         if self.optimizer == "adamw":

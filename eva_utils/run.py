@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import reprlib
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from .errors import InputError, check, first_line
 CONFIG, RANGE, STEPS, HISTORY = "config.json", "lr_range.json", "lr.csv", "history.csv"
 MODEL, CHECKPOINT, RESULTS, FIGURES = "model.pt", "checkpoint.pt", "results.json", "figures"
 TRAINED = (CHECKPOINT, RESULTS, HISTORY, STEPS, MODEL)  # what a training leaves
+RETRIES = (0.5, 1, 2, 4)  # seconds between tries to put a file in place: network drives fail now and then
 LOCK_SECONDS = 6  # the workers of a killed process hold its lock for five
 
 
@@ -67,6 +69,10 @@ def write_bytes(path: Path, content: bytes) -> None:
         part.write_bytes(content)
         with part.open("rb+") as file:
             os.fsync(file.fileno())
+        for seconds in RETRIES:
+            with suppress(OSError):
+                return os.replace(part, path)
+            time.sleep(seconds)
         os.replace(part, path)
     except OSError as error:
         raise InputError(f"cannot write {str(path)!r}: {first_line(error)}; what was there is unharmed") from error

@@ -179,6 +179,16 @@ def test_a_network_of_ones_own_is_given(cnn, tiny, tmp_path):
         load_model(tmp_path, cnn(outputs=5))
 
 
+def test_photos_for_a_network_of_oblong_images_have_their_size(cnn, tiny, tmp_path):
+    train, test = (dataclasses.replace(images, pixels=images.pixels[:, :-4].contiguous()) for images in tiny)
+    fit(model := nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3)), train, test, POLICY, RECIPE,
+        folder=tmp_path)  # fmt: skip
+    right, wrong = (write(images.pixels[0], tmp_path / name) for images, name in ((test, "a.png"), (tiny[1], "b.png")))
+    assert len(classify(tmp_path, right, model=model)) == 1
+    with pytest.raises(InputError, match=r"the size of .*b\.png' is .* pixels, as trained on"):
+        classify(tmp_path, right, wrong, model=model)
+
+
 def test_a_run_that_was_trained_on_a_loader_knows_no_classes(cnn, tiny, batches, tmp_path):
     fit(cnn(), *map(batches, tiny), POLICY, RECIPE, folder=tmp_path)
     with pytest.raises(InputError, match="was trained on a loader, so it knows neither classes"):

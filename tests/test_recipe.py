@@ -41,8 +41,8 @@ def test_numpys_numbers_become_pythons():
     recipe = Recipe(batch_size=np.int64(8), momentum=np.float32(0.5), ema=1)
     assert [type(value) for value in (recipe.batch_size, recipe.momentum, recipe.ema)] == [int, float, float]
     weight = nn.Parameter(torch.ones(2))
-    own = Recipe(optimizer=lambda p: torch.optim.Adam(p, lr=np.float64(0.1))).make_optimizer([weight])
-    assert type(own.param_groups[0]["lr"]) is float
+    own = Recipe(optimizer=lambda p: torch.optim.Adam(p, betas=tuple(np.array([0.9, 0.99])))).make_optimizer([weight])
+    assert [type(beta) for beta in own.param_groups[0]["betas"]] == [float, float]
 
 
 def test_the_optimizer_has_what_is_not_frozen_and_no_momentum_yet():

@@ -1,5 +1,6 @@
 """A run's files: whole whatever happens while they are written, refused when damaged, one process at a time."""
 
+import errno
 import itertools
 import os
 import zipfile
@@ -52,6 +53,24 @@ def test_a_file_that_may_not_grow_keeps_what_was_there(file):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert_unharmed(file)
+
+
+def test_putting_a_file_in_place_is_tried_again(file, monkeypatch):
+    real, tries, waited = os.replace, itertools.count(1), []
+
+    def replace(source, target):
+        if next(tries) < 2 * (1 + len(run.RETRIES)):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(run.time, "sleep", waited.append)
+    with pytest.raises(InputError, match="Permission denied"):
+        write_tensors(file, state(2.0))
+    assert_unharmed(file)
+    write_tensors(file, state(2.0))  # its last try succeeds
+    assert is_state(read_tensors(file), 2.0)
+    assert waited == [*run.RETRIES, *run.RETRIES]
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
