@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 import numpy as np
 import torch
@@ -376,16 +376,18 @@ def summary(rows: Rows) -> str:
             some = [lost[setting] for setting in group if setting in lost]
             cells += [f"{statistic(some):.1f}" if some else "" for statistic in (mean, max)]
         failed = [row["failed"] for some in runs.values() for row in some]
-        above = sum(points > 1 for points in lost.values())
-        lines.append([rule, *cells, f"{above} of {len(lost)}", f"{sum(failed)} of {len(failed)}"])
-    head = [f"{name}: {what}" for name in groups for what in ("mean", "worst")]
+        above, maxima = sum(points > 1 for points in lost.values()), [[r["lr_max"] for r in s] for s in runs.values()]
+        moved = f"{median(max(some) / min(some) for some in maxima):.1f}" if rule in RULES[:4] and maxima else ""
+        lines.append([rule, *cells, f"{above} of {len(lost)}", f"{sum(failed)} of {len(failed)}", moved])
+    head = ["rule", *(f"{name}: {what}" for name in groups for what in ("mean", "worst"))]
+    head += ["lost more than 1", "runs at chance", "factor between seeds"]
     devices = dict.fromkeys(where(row) for row in rows.rows if "curves" in row)
     tried = sum(judged(rows, setting) is not None for setting in SETTINGS)
     others = {"left out: ours refuses the curve": tried - len(complete), "not measured": len(SETTINGS) - tried}
     others = "; ".join(f"{n} {words}" for words, n in others.items() if n)
     title = f"{len(complete)} of {len(SETTINGS)} settings{f' ({others})' * bool(others)}, {len(SEEDS)} seeds each"
     title += f"; {'; '.join(devices)}"
-    return f"{title}:\n\n{markdown(['rule', *head, 'lost more than 1', 'runs at chance'], lines)}"
+    return f"{title}:\n\n{markdown(head, lines)}"
 
 
 def details(rows: Rows) -> str:

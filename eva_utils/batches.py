@@ -7,7 +7,6 @@ batch may have another size. Of several processes, each takes its shard of every
 """
 
 import hashlib
-import pickle
 import random
 from collections.abc import Iterable, Iterator
 
@@ -16,7 +15,7 @@ import torch
 
 from .augment import Augment, normalize, normalized
 from .data import IMAGES, Images, check_images, check_labels
-from .errors import InputError, check, first_line, kind
+from .errors import check, kind
 from .processes import rank, world_size
 from .recipe import Recipe
 
@@ -105,19 +104,8 @@ class WorkerLoader(_Loader, torch.utils.data.Dataset):
             # For what in a worker draws from a global generator, and so that none is drawn from here.
             generator=torch.Generator().manual_seed(seed_for(self.seed, epoch, self.rank)),
         )
-        try:
-            for x, y in batches:
-                yield _placed(x, y, self.device)
-        except (RuntimeError, AttributeError, pickle.PicklingError) as error:
-            if "pickle" in str(error):
-                cure = "define its functions by def in a module, or take workers=0"
-                raise InputError(f"augment cannot be sent to a process ({first_line(error)}); {cure}") from error
-            if "DataLoader worker (pid" not in str(error):  # and not "Caught ... in DataLoader worker process"
-                raise
-            raise InputError(
-                "a worker process died: out of memory, or the script lacks if __name__ == '__main__' around its calls; "
-                "the same call goes on from the last checkpoint, if any, and with workers=0 in one process"
-            ) from error
+        for x, y in batches:
+            yield _placed(x, y, self.device)
 
     def __getitem__(self, batch: tuple) -> tuple[torch.Tensor, torch.Tensor]:
         """A whole batch: a worker hands over few large tensors, not many small ones."""

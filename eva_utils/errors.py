@@ -2,7 +2,7 @@
 
 
 class InputError(ValueError):
-    """Something given from outside (an argument, a file, a folder, memory for a worker process) cannot be used.
+    """Something given from outside (an argument, a file, a folder) cannot be used.
 
     The message names the thing, its value and what would be right. The command line prints it alone,
     without a traceback, and exits with status 2.

@@ -1,9 +1,6 @@
 """The loaders: every image once an epoch, and nothing but (seed, epoch) decides what comes."""
 
 import dataclasses
-import multiprocessing
-import os
-import signal
 
 import albumentations as A
 import numpy as np
@@ -127,30 +124,6 @@ def test_global_random_numbers_in_a_worker_are_those_of_seed_epoch_and_rank(nois
 
     assert drawn(0, 0) == drawn(0, 0)
     assert len({drawn(0, 0), drawn(0, 0, rank=1), drawn(0, 1), drawn(1, 0)}) == 4
-
-
-@pytest.mark.filterwarnings("ignore:Got pickle error")
-def test_a_worker_that_dies_is_told_in_words(noise):
-    here = os.getpid()
-
-    class Killer(A.ImageOnlyTransform):
-        def apply(self, image, **params):
-            if os.getpid() != here:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return image
-
-    sizes = A.Compose([A.RandomScale(0.9, p=1)])
-    with pytest.raises(RuntimeError, match="each tensor to be equal size"):  # a fault of the pipeline's
-        list(loader(noise(8), sizes, 4, workers=1).epoch(0))
-    own = A.Compose([Killer(p=1)])
-    batches = loader(noise(8), own, 4, workers=1)
-    with pytest.raises(InputError, match="a worker process died"):
-        list(batches.epoch(0))
-    before = multiprocessing.get_start_method()
-    multiprocessing.set_start_method("spawn", force=True)
-    with pytest.raises(InputError, match=r"augment cannot be sent to a process .*Killer.* or take workers=0"):
-        list(batches.epoch(0))
-    multiprocessing.set_start_method(before, force=True)
 
 
 @pytest.mark.parametrize("given", ["images", "batches"])

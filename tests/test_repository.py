@@ -86,7 +86,7 @@ def test_the_numbers_on_readmes_first_screen_are_the_measured_ones():
     for said in (
         *(f"**{benchmark.spread(some)} %** (n = {len(some)})" for some in (full, small)),
         f"reaches {benchmark.spread(fast)} % (n = {len(fast)}) and {benchmark.spread(ema(16, 'cifar10-fast'))} %",
-        f"costs {ours[0]} points (SGD) and {ours[1]} (AdamW) against the best rate of a grid",
+        f"costs {ours[0]} points (SGD) and {ours[1]} (AdamW) against the best rate tried",
         f"steepest point {steepest}, a tenth of the lowest {lowest}, fastai's *valley* {valley}",
         f"[{title.split(' of')[0]} settings]",
         f"{ahead:.1f} ± {error:.1f} points ahead ([n = {len(ends[0])}]",

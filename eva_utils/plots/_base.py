@@ -97,7 +97,8 @@ def show_ends(ax, digits: int, *, accuracy: bool) -> None:
         ax.set_ylim(max(0, min(70, 5 * (min(map(min, ends.values())) // 5) - 10)), min(ax.get_ylim()[1], 100.5))
         ax.axhline(90, color="0.6", lw=1, zorder=1)
     (low, high), below = ax.get_ylim(), -1.0
-    line = 17 / (72 * ax.figure.get_figheight())  # 12 points, of axes that take 70 % of the figure
+    # 12 points, of axes that take 70 % of the figure, or of their row of it.
+    line = 17 * ax.get_gridspec().nrows / (72 * ax.figure.get_figheight())
     named = sorted((np.mean(some), name, color) for (name, color), some in ends.items())
     for above, (value, name, color) in zip(range(len(named) - 1, -1, -1), named, strict=True):
         below = max((value - low) / (high - low), below + line)  # no words over others

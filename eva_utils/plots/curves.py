@@ -26,10 +26,10 @@ def zigzag(policy, cycles: float = 3, *, annotate: bool = False) -> Figure:
     for rate, words, side in ((hi, "LR_MAX", 10), (lo, "LR_MIN", -10)):
         ax.axhline(rate, color="0.8", lw=1, zorder=1)
         beside(ax, f"{words} = {rate:.3g}", (end, rate), (0, side), ha="right", color=ORANGE)
-    for stop, down, words in ((step, 0.08, f"step size = {step:g}"), (2 * step, 0.21, f"cycle = {2 * step:g} epochs")):
+    for stop, down, words in ((step, 0.08, "step size"), (2 * step, 0.21, "cycle")):
         y = lo - down * height
         ax.annotate("", (0, y), (stop, y), arrowprops={"arrowstyle": "<->", "color": "0.3", "shrinkA": 0, "shrinkB": 0})
-        beside(ax, words, (stop, y), (6, 0))
+        beside(ax, f"{words} = {stop:g} epochs", (stop, y), (6, 0))
     ax.set_ylim(lo - 0.3 * height, hi + 0.2 * height)
     return ax.figure
 
@@ -43,6 +43,7 @@ def policies(named: dict, epochs: float) -> Figure:
     for ax, (title, policy) in zip(panels, named.items(), strict=True):
         policy_curve(ax, policy, epochs)
         ax.set_title(title)
+        ax.set_ylim(0)  # LR_MIN is seen to be above it
         ax.label_outer()
     return figure
 
@@ -148,10 +149,11 @@ def compare(runs: dict) -> Figure:
     several, differ = len(lengths) > len(runs), max(lengths) > min(lengths)
     ends = {name: [r[-1]["test_accuracy_ema"] for r in some if len(r) == min(lengths)] for name, some in runs.items()}
     best = max(ends, key=lambda name: np.mean(ends[name] or 0))
-    figure = Picture(9.2, 4.4, f"Test accuracy (%): with the EMA, {best} ends highest")
+    figure = Picture(9.2, 7.2 if differ else 4.4, f"Test accuracy (%): with the EMA, {best} ends highest")
     words = f"Dotted: where {next(iter(runs))} ended.{' Dashed: longer runs.' * differ}{' Ends: means.' * several}"
     figure.supxlabel(words, fontsize=10, x=0.01, ha="left", color=GREY)
-    for ax, key in zip(figure.subplots(1, 2), ("test_accuracy", "test_accuracy_ema"), strict=True):
+    panels = figure.subplots(*((2, 1) if differ else (1, 2)))  # names are longer then
+    for ax, key in zip(panels, ("test_accuracy", "test_accuracy_ema"), strict=True):
         for (name, some), color in zip(runs.items(), 9 * COLORS, strict=False):
             for rows in some:
                 n, style = len(rows), "--" if len(rows) > min(lengths) else "-"

@@ -104,7 +104,8 @@ def misclassified(predictions, columns: int = 5) -> Figure:
     n, panel = len(predictions.predicted), 8.5 / columns  # inches
     rows = max(1, -(-n // columns))
     h, w = predictions.images.pixels.shape[1:3]
-    figure = Picture(8.5, rows * (panel * h / w + 0.6) + 0.5, f"Misclassified images: {n or 'none'}", dpi=SCREEN)
+    title = f"{n or 'No'} misclassified images{', and what the network took them for' * (n > 0)}"
+    figure = Picture(8.5, rows * (panel * h / w + 0.6) + 0.5, title, dpi=SCREEN)
     bare = {"frameon": False, "xticks": [], "yticks": []}
     for i, ax in zip(range(n), figure.subplots(rows, columns, squeeze=False, subplot_kw=bare).flat, strict=False):
         ax.imshow(predictions.images.pixels[i].cpu().numpy(), interpolation="nearest")
