@@ -141,7 +141,7 @@ class Keeper:
         if fresh:
             left = ", which a training has left" if getattr(self.trainer.model, "trained_on", None) else ""
             print(f"{self.folder}: starting over from the model's weights{left}")
-        elif file.is_file() or run.copy_of(file):
+        elif file.is_file():
             state = run.read_tensors(file)
             check(str(file), sorted(state), "asked" in state, "a checkpoint of this version; delete it")
             return state

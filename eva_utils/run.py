@@ -96,19 +96,12 @@ def write_tensors(path: Path, content: dict) -> None:
     write_bytes(path, whole.getbuffer())
 
 
-def copy_of(path: Path) -> str | None:
-    """The name of a file that a drive or a browser has put beside, or in place of, ``path``: "checkpoint (1).pt"."""
-    return next((f.name for f in path.parent.glob(f"{path.stem} (*){path.suffix}")), None)
-
-
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        near = copy_of(path)
-        hint = f"; {near!r} is there: rename it" if near else ": is this the folder of a finished run?"
-        raise InputError(f"{str(path)!r} is not there{hint}") from error
+        raise InputError(f"{str(path)!r} is not there: is this the folder of a finished run?") from error
     except (OSError, MemoryError) as error:  # of the content nothing is known
         raise InputError(f"{str(path)!r} cannot be read: {first_line(error) or 'out of memory'}") from error
     except Exception as error:  # a damaged file fails in many ways
