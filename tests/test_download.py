@@ -181,6 +181,7 @@ def test_an_archive_that_is_there_is_used_without_any_request(server, offline, a
     (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(b"cut")
     train, test = cifar10(tmp_path)
     assert (len(train), len(test)) == (10, 2) and listing(tmp_path / "cifar-10-batches-py") == ["test_batch"]
+    assert not [*tmp_path.glob(".*.lock")]  # nor is anything written: the folder may be read-only
     assert "cifar-10-batches-py' is not whole, and is passed over" in capsys.readouterr().out
 
 
