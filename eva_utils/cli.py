@@ -11,6 +11,7 @@ Exit status: 0 done, 1 a fault or no memory, 2 bad input (a full disk, too high 
 
 import argparse
 import contextlib
+import glob
 import json
 import re
 import sys
@@ -74,6 +75,7 @@ def train(out, fresh, data, root, size, width, epochs, peak_epoch, lr_min, lr_ma
 
 def predict(run, files, as_json) -> None:
     """What is on a photo? The three likeliest classes, by the network in the folder RUN."""
+    files = [name for file in files for name in sorted(glob.glob(file)) or [file]]  # *.jpg, as Windows hands it on
     answers = dict(zip(files, eva.classify(run, *files), strict=True))
     if as_json:
         print(json.dumps(answers, indent=1))

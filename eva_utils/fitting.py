@@ -16,7 +16,7 @@ from .device import choose_device, choose_precision, describe, keep_memory
 from .errors import InputError, check, kind
 from .keeper import Keeper, check_network, identity, within
 from .look import confusion, evaluate, predict
-from .processes import on_first, rank, stoppable, stopped, world_size
+from .processes import on_first, raise_if_stopped, rank, stoppable, stopped, world_size
 from .recipe import Recipe
 from .run import CONFIG, RANGE, differences, exclusive, folder_of, plain, read_json, write_json
 from .train import Trainer
@@ -122,6 +122,8 @@ def fit(
             print("The train loss is your criterion's, the test loss cross-entropy in nats: do not compare them.")
         rows = [line(row, trainer.epochs) for row in trainer.history]
         steps = f"{trainer.epochs * len(batches):,} steps"
+        if still := sum(not training for _, training in trainer.modes):
+            steps += f", {still} of {len(trainer.modes)} modules stay in eval mode"
         print(f"{describe(device, world_size())}, {precision}, {steps}", HEADER, *rows, sep="\n")
         on_device = test.to(device) if isinstance(test, Images) else test
         try:
@@ -131,6 +133,7 @@ def fit(
                 trainer.history.append(row)
                 keeper.after_epoch()
                 print(line(row, trainer.epochs), flush=True)
+                raise_if_stopped()  # during the test
                 if on_epoch and rank() == 0:
                     on_epoch(dict(row))
         except BaseException as error:

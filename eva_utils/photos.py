@@ -67,6 +67,8 @@ def image_folder(path: str | os.PathLike, size: int | None = None) -> tuple[Imag
 def _find(root: Path) -> tuple[dict, dict, str]:
     """({class: training files}, {class: test files}, what to say of the split)."""
     folders = {d.name.lower(): d for d in _folders(root)}
+    if "train" in folders and not _folders(folders["train"]):  # beside car/ and bus/
+        del folders["train"]
     tests = [folders[name] for name in ("test", "val", "valid", "validation") if name in folders]
     used = [folders["train"], *tests[:1]] if "train" in folders else []
     unused = ", ".join(sorted(d.name for d in _folders(root) if used and d not in used))

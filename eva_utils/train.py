@@ -44,11 +44,11 @@ def set_rate(optimizer, rate: float, shares: list[float]) -> None:
 
 
 def set_train_mode(model: nn.Module) -> None:
-    """Train mode, but for what the caller has frozen: BatchNorm whose weights are, and single layers in eval mode."""
+    """Train mode, but for what the caller has frozen: BatchNorm that learns nothing, and single layers in eval mode."""
     single = [module for module in model.modules() if model.training and not module.training]
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.affine]
     model.train()
-    for module in (*single, *(norm for norm in norms if norm.affine and not norm.weight.requires_grad)):
+    for module in (*single, *(m for m in norms if not m.weight.requires_grad | m.bias.requires_grad)):
         module.eval()
 
 
@@ -67,6 +67,7 @@ class Trainer:
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
         set_train_mode(self.model)
         self.network = parallel(self.model)  # the model itself, or DDP around it or a copy in the same modes
+        self.modes = [(module, module.training) for module in self.network.modules()]
         self.optimizer = recipe.make_optimizer(self.model.parameters())
         self.shares = ratios(self.optimizer)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
@@ -80,6 +81,8 @@ class Trainer:
     def epoch(self) -> dict:
         """One pass over the training images; its part of the history's row."""
         begun, number, whole = time.perf_counter(), len(self.history), self.batches.sizes
+        for module, training in self.modes:  # as in the first epoch, whatever on_epoch has done
+            module.training = training
         rows, losses, sizes, scale = [], [], [], self.scaler.get_scale()
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         # In a log or a notebook, where each update of the bar stays, only if the epoch is long.

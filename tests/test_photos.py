@@ -169,11 +169,11 @@ def test_without_a_split_a_fifth_of_each_class_is_kept_for_the_test(inside, tmp_
     Image.fromarray(random_pixels(99, 48, 64)).save(folder / "00.jpg")
     train, test = image_folder(tmp_path / "photos", size=16)  # the others stay where they were
     assert not any(image.numpy().tobytes() in tested for image in train.pixels)
-    shutil.copytree(folder, folder.parent / "wasp")
-    for file in (folder.parent / "wasp").iterdir():
+    shutil.copytree(folder, folder.parent / "train")  # a class, too
+    for file in (folder.parent / "train").iterdir():
         file.rename(file.with_stem(f"{file.stem} (1)"))
     capsys.readouterr()
-    image_folder(tmp_path / "photos", size=16)
+    assert "train" in image_folder(tmp_path / "photos", size=16)[0].classes
     assert re.search(r"\d of the 10 test images \(\d+ %\) are training images, too", capsys.readouterr().out)
 
 

@@ -236,6 +236,16 @@ def test_frozen_layers_stay_as_they_are(call, weights, tiny, cnn, train):
     assert modes[-1] is False and True in modes  # in training, not in evaluation
 
 
+def test_modes_are_those_of_the_start_in_every_epoch(cnn, train, capsys):
+    model = cnn()
+    model[1].weight.requires_grad_(False)  # but not its bias
+    finished = train(model, on_epoch=lambda row: model.eval())
+    assert model[1].num_batches_tracked == len(finished.steps)
+    assert "stay in eval mode" not in capsys.readouterr().out
+    train(nn.Sequential(cnn().eval()))
+    assert re.search(r"steps, \d+ of \d+ modules stay in eval mode", capsys.readouterr().out)
+
+
 class Odd(nn.Module):
     """It has a child named module, as DDP has, calls view, keeps a mask that grows, and its output with the graph."""
 
@@ -364,6 +374,20 @@ def test_a_stop_in_the_first_epoch_or_while_it_saves_or_tests(function, call, cn
     done = train(model, folder=tmp_path)
     assert_same_run(done, train())
     assert read_csv(tmp_path / "lr.csv") == done.steps and len(read_csv(tmp_path / "history.csv")) == 3
+
+
+def test_a_signal_during_the_last_test_is_heard(cnn, train, monkeypatch):
+    model, real, calls = cnn(), train_module.evaluate, itertools.count(1)
+
+    def evaluate(*args, **options):
+        if next(calls) == 2 * SCHEDULE.epochs:
+            signal.raise_signal(signal.SIGINT)
+        return real(*args, **options)
+
+    monkeypatch.setattr(train_module, "evaluate", evaluate)
+    with pytest.raises(KeyboardInterrupt):
+        train(model)
+    assert same(model, cnn())
 
 
 class Sequential(nn.Sequential):
