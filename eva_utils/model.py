@@ -84,7 +84,7 @@ def forward(model: nn.Module, x: torch.Tensor, classes: int | None) -> torch.Ten
         logits = model(x)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
+    except Exception as error:  # whatever a network of somebody else raises
         raise InputError(f"the model cannot take a batch of {tuple(x.shape)}: {first_line(error)}") from error
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
         raise InputError(f"the model gives {kind(logits)}; it has to give logits (n, classes)")
