@@ -364,7 +364,7 @@ def summary(rows: Rows) -> str:
     """What each rule loses, in Markdown: mean and worst setting of three groups; settings above 1 point; failures."""
     groups = {
         "SGD": [setting for setting in SETTINGS if setting.optimizer == "sgd"],
-        "SGD, BatchNorm": [setting for setting in SETTINGS if setting.optimizer == "sgd" and not setting.bare],
+        "SGD, BN": [setting for setting in SETTINGS if setting.optimizer == "sgd" and not setting.bare],
         "AdamW": [setting for setting in SETTINGS if setting.optimizer == "adamw"],
     }
     complete, lines = counted(rows), []
@@ -380,7 +380,7 @@ def summary(rows: Rows) -> str:
         moved = f"{median(max(some) / min(some) for some in maxima):.1f}" if rule in RULES[:4] and maxima else ""
         lines.append([rule, *cells, f"{above} of {len(lost)}", f"{sum(failed)} of {len(failed)}", moved])
     head = ["rule", *(f"{name}: {what}" for name in groups for what in ("mean", "worst"))]
-    head += ["lost more than 1", "runs at chance", "factor between seeds"]
+    head += ["above 1", "at chance", "seeds"]
     devices = dict.fromkeys(where(row) for row in rows.rows if "curves" in row)
     tried = sum(judged(rows, setting) is not None for setting in SETTINGS)
     others = {"left out: ours refuses the curve": tried - len(complete), "not measured": len(SETTINGS) - tried}
