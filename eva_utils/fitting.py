@@ -133,7 +133,7 @@ def fit(
                 trainer.history.append(row)
                 keeper.after_epoch()
                 print(line(row, trainer.epochs), flush=True)
-                raise_if_stopped()  # during the test
+                raise_if_stopped()  # by a signal that came during the test
                 if on_epoch and rank() == 0:
                     on_epoch(dict(row))
         except BaseException as error:
