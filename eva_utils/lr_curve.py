@@ -120,8 +120,7 @@ def read_curve(lr: np.ndarray, loss: np.ndarray, guess: float = np.inf, share: f
     since = f" from {curve.fall_from:.2f}, the loss of a guess," if guess < start else ""
     limit = f"before the loss comes up again by {TURNS:.0%} of its fall" if edge < end else "that gave a finite loss"
     reasons = {
-        "lr_min": f"the loss falls from {start:.2f} to {bottom:.2f} (at a rate of {lr[low]:.3g}); here it has "
-        f"made {LEARNS:.0%} of that: the network has begun to learn."
+        "lr_min": f"{LEARNS:.0%} of the fall from {start:.2f} to {bottom:.2f} is made: the network has begun to learn."
         if lr_min == begun
         else f"a tenth of LR_MAX; {LEARNS:.0%} of the fall is made later, at {begun:.3g}.",
         "lr_max": f"{BEYOND} times {middle:.3g}, the rate at which half of the fall{since} is made.{taken}"

@@ -50,7 +50,7 @@ BLOWN_UP = curve((20, 2.3), (45, 1.3), (89, 1.3))[:46]  # in the next step, whic
 @pytest.mark.parametrize(("loss", "guess", "low", "high", "words"), [
     # The mean over 11 steps lifts the tip by 15/440. So it falls for 37.3 steps from step 20 on: a fifth of that, and
     # half of it and 17.3 more, which is a factor of six.
-    (VALLEY, np.inf, 27.5, 55.9, "made 20% of that.*half of the fall is made"),
+    (VALLEY, np.inf, 27.5, 55.9, "20% of the fall from.*half of the fall is made"),
     (VALLEY, 3.0, 27.5, 55.9, "half of the fall is made"),  # a start below a guess counts as it is
     (SURE, 2.3, 12.5, 55.9, "half of the fall from 2.30, the loss of a guess, is made"),
     (curve((40, 2.3), (50, 1.3), (60, 2.3), (89, 2.3)), np.inf, 32.7, 55, "a tenth of LR_MAX.* comes up again by 40%"),
