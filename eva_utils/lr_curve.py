@@ -72,9 +72,9 @@ class LRRange:
         return f"LRRange(lr_min={self.lr_min:.3g}, lr_max={self.lr_max:.3g}, of {len(self.curve.lr)} steps)"
 
     @classmethod
-    def load(cls, path: Path) -> "LRRange":
+    def load(cls, path: str | Path) -> "LRRange":
         """Raises ``InputError`` if the file cannot be read."""
-        state = read_json(path)
+        state = read_json(Path(path))
         check(str(path), sorted(state), {"curve", "lr_min", "lr_max"} <= state.keys(), "a range test's file; delete it")
         curve = state.pop("curve")
         arrays = {key: np.array(curve.pop(key)) for key in ("lr", "loss", "smooth")}
