@@ -386,7 +386,7 @@ def summary(rows: Rows) -> str:
     others = {"left out: ours refuses the curve": tried - len(complete), "not measured": len(SETTINGS) - tried}
     others = "; ".join(f"{n} {words}" for words, n in others.items() if n)
     title = f"{len(complete)} of {len(SETTINGS)} settings{f' ({others})' * bool(others)}, {len(SEEDS)} seeds each"
-    title += f"; {'; '.join(devices)}"
+    title += f"; {'; '.join(devices)}; points lost"
     return f"{title}:\n\n{markdown(head, lines)}"
 
 
@@ -403,7 +403,9 @@ def details(rows: Rows) -> str:
             maxima = ", ".join(f"{row['lr_max']:.2g}" for row in runs["ours"]) or "refused"
             name = f"{setting}{' (not counted above)' * (setting in OTHERS)}"
             lines.append([name, f"{best:.2g}", f"{accuracy_:.1f}", *cells, maxima])
-    return markdown(["setting", "best LR_MAX", "accuracy", *RULES, WHOLE, "LR_MAX found"], lines)
+    return "Points lost by each rule:\n\n" + markdown(
+        ["setting", "best LR_MAX", "accuracy", *RULES, WHOLE, "LR_MAX found"], lines
+    )
 
 
 @styled

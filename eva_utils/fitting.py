@@ -79,8 +79,8 @@ def fit(
     float) before every step; its ``epochs`` is a whole number. on_epoch: called with each epoch's row of the history.
     folder: the run's, for history, checkpoints, weights and results. A later call with the same arguments goes on after
     the last checkpoint, and ends as if nothing had happened. A training that was stopped leaves the model as that
-    checkpoint, or as it came, so the same call can be made again. fresh: forget what the folder holds, and start from
-    the weights that ``model`` has.
+    checkpoint, or as it came, so the same call can be made again. fresh: forget the folder's training (not its range
+    test), and start from the weights that ``model`` has.
 
     Under torchrun, within ``processes.process_group()``, all processes call this together: each takes its shard of
     every batch, rank 0 alone uses ``folder``, and all get the same ``Run``. Raises ``InputError`` for arguments that do

@@ -157,10 +157,11 @@ def misclassified(model: nn.Module, images: Images, probabilities: torch.Tensor 
 
 
 def load_model(run: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """The network of a finished run with its averaged weights, in eval mode, on the CPU.
+    """The network of a finished run with its averaged weights, in eval mode.
 
-    A ``ResNet9``, unless ``model``, a network of your own with the same layers, is given: it gets the weights. What
-    ``classify`` needs beside them is left as the attribute ``trained_on``. Raises ``InputError`` if there is no model.
+    A new ``ResNet9`` on the CPU; or ``model``, a network of your own with the same layers, whose weights are
+    overwritten. What ``classify`` needs beside them is left as the attribute ``trained_on``. Raises ``InputError`` if
+    there is no model.
     """
     file = folder_of(run) / MODEL
     content = read_tensors(file)

@@ -61,7 +61,9 @@ class Recipe:
         "a function or None",
         lambda v: v is None or (callable(v) and not isinstance(v, type)),
     )
-    ema: float = option(0.05, "averaging time over the steps so far", "above 0 and at most 1", lambda v: 0 < v <= 1)
+    ema: float = option(
+        0.05, "averaging time, share of the steps so far", "above 0 and at most 1", lambda v: 0 < v <= 1
+    )
     precision: str = option("auto", "number format", ("auto", "bf16", "fp16", "fp32"), compared=False)
     device: str | None = option(None, "cpu, cuda, cuda:1, ... (the first GPU, else the CPU)", compared=False)
     workers: int = option(

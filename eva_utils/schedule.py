@@ -71,6 +71,7 @@ def ratios(optimizer) -> list[float]:
 class Triangular(_Policy):
     """The zigzag: lr_min -> lr_max -> lr_min in straight lines, a cycle every ``2 * step_size`` epochs.
 
+    It has no end, so ``fit`` does not take it; ``scheduler`` brings it into a loop of your own.
     Source: L. N. Smith, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186, section 3.1.
     """
 

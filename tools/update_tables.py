@@ -46,7 +46,7 @@ def speed(file: Path) -> str:
         f"- training reaches, of a large matrix product's rate: {shares}\n"
         f"- batch engine over albumentations, per core: {ratios['batch engine over albumentations, per core']:.1f} "
         f"times; on one core at most {share:.1%} of a step\n\n"
-    ) + markdown(["what", "speed", "start, at most", "peak memory"], rows)
+    ) + markdown(["what", "speed", "slowest start", "peak memory"], rows)
 
 
 def rows(name: str) -> Rows:
